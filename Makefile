@@ -1,0 +1,70 @@
+# Every target sets up what it needs, so each can be the first one in a clean clone.
+# pip uses its own configuration; nothing here names a package registry.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.headrace-installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick test-all check check-static bench docs format build clean distclean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=... is handed to the command; PYTHON=... chooses the interpreter (3.11 or newer);"
+	@echo "  TORCH=... chooses the torch that is installed first (now $(TORCH))."
+
+# torch comes first and alone, so that the build that pip's configuration offers is the one kept.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; set PYTHON to a newer one" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run the demo: headrace demo $(ARGS)
+	$(BIN)/headrace demo $(ARGS)
+
+bench: $(STAMP) ## Run the benchmarks: headrace bench $(ARGS)
+	$(BIN)/headrace bench $(ARGS)
+
+test: $(STAMP) ## Run every test that needs no GPU: pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-quick: $(STAMP) ## Run the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+
+test-all: $(STAMP) ## Run every test, those for a GPU too
+	$(BIN)/python -m pytest $(ARGS)
+
+check: ## Everything that must hold before a commit: check-static, then test
+	$(MAKE) check-static
+	$(MAKE) test
+
+check-static: $(STAMP) docs ## Check format, lint, types, import contracts and docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+docs: $(STAMP) ## Check that every link in the documentation leads somewhere
+	$(BIN)/python scripts/check_docs.py
+
+format: $(STAMP) ## Format the code and repair what ruff can repair
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: $(STAMP) ## Build the wheel and the source distribution into dist/
+	$(BIN)/python -m build
+
+clean: ## Remove caches and build outputs
+	rm -rf build/lib build/bdist.* dist out src/*.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the virtual environment too
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""How headrace's demo model is made: corpus, training, export."""

@@ -1,0 +1,1 @@
+"""What a machine can do: measured here, or published by its maker."""

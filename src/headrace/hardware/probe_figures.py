@@ -1,0 +1,240 @@
+"""The single probes: what is run, and what is counted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.errors import ProfileError
+from headrace.hardware.catalog import emulated_link_rate
+from headrace.hardware.probe_bench import Bench
+from headrace.hardware.probe_device import ProbeDevice, Work, busy
+from headrace.hardware.profile import GemmPoint, HardwareProfile, RatePoint
+from headrace.units import format_flops, format_rate, format_seconds
+
+_KIB, _MIB = 2**10, 2**20
+
+_MOST_PARTS = 1024
+"""A buffer is divided into so many parts at most, which copies visit in turn."""
+
+
+class KVProjection(Protocol):
+    """What the probes need of a model's shape: the widths of its K/V projections."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of X."""
+
+    @property
+    def d_kv(self) -> int:
+        """Width of K, and of V."""
+
+    @property
+    def dtype(self) -> str:
+        """Element type, such as ``bfloat16``."""
+
+
+class Link:
+    """Buffers on both sides of the link, and copies between them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._transfer = bench.device.transfer
+        sizes = bench.effort.transfer_bytes
+        self.sizes = tuple(size for size in sizes if size <= bench.fitting(size)) or sizes[:1]
+        self.largest = self.sizes[-1]
+        self._host_source = bench.device.host_buffer(self.largest)
+        self._host_target = bench.device.host_buffer(self.largest)
+        self._device_source = bench.device.device_buffer(self.largest)
+        self._device_target = bench.device.device_buffer(self.largest)
+
+    def h2d(self, size: int) -> Work:
+        """Return work that copies ``size`` bytes to the device."""
+        return _rotating_copy(self._transfer, self._device_target, self._host_source, size)
+
+    def d2h(self, size: int) -> Work:
+        """Return work that copies ``size`` bytes to the host."""
+        return _rotating_copy(self._transfer, self._host_target, self._device_source, size)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The rates that transfers are held to; infinite where no link is emulated."""
+
+    h2d: float = math.inf
+    d2h: float = math.inf
+
+    @classmethod
+    def of(
+        cls, named: HardwareProfile | None, gemm_rate: float, h2d_copies: float, d2h_copies: float
+    ) -> Pace:
+        """Return the pace that emulates the link of ``named``, if real copies can keep it.
+
+        Args:
+            named: the machine whose link is emulated, or None.
+            gemm_rate: FLOPs a second of matrix products here.
+            h2d_copies: rate of real copies to the device.
+            d2h_copies: rate of real copies to the host.
+
+        Raises:
+            ProfileError: real copies are too slow.
+        """
+        if named is None:
+            return cls()
+        pace = cls(
+            emulated_link_rate(named, gemm_rate, direction="h2d"),
+            emulated_link_rate(named, gemm_rate, direction="d2h"),
+        )
+        if pace.h2d > h2d_copies or pace.d2h > d2h_copies:
+            raise ProfileError(
+                f"the link of {named.name} cannot be emulated here: in proportion to this "
+                f"machine's matrix products it runs at {format_rate(max(pace.h2d, pace.d2h))}, but "
+                f"copies reach only {format_rate(min(h2d_copies, d2h_copies))}; "
+                "emulate a machine with a slower link"
+            )
+        return pace
+
+    def held(self, work: Work, size: int) -> Work:
+        """Return ``work``, which brings ``size`` bytes to the device, held to the pace."""
+        if self.h2d == math.inf:
+            return work
+
+        def paced() -> None:
+            begin = time.perf_counter()
+            work()
+            time.sleep(max(0.0, size / self.h2d - (time.perf_counter() - begin)))
+
+        return paced
+
+
+def _rotating_copy(
+    start: Callable[[Tensor, Tensor], object], target: Tensor, source: Tensor, size: int
+) -> Work:
+    """Return work that copies ``size`` bytes between two buffers, each time between other parts."""
+    parts = min(_MOST_PARTS, target.numel() // size)
+    targets, sources = target[: parts * size].split(size), source[: parts * size].split(size)
+    pairs = itertools.cycle(list(zip(targets, sources, strict=True)))
+
+    def copy() -> None:
+        start(*next(pairs))
+
+    return copy
+
+
+def _gemm_work(device: ProbeDevice, widths: KVProjection, dtype: str, tokens: int) -> Work:
+    """Return ``X @ W^T`` as rebuilding does it: K and V in one product, over rotating X."""
+    element = getattr(torch, dtype)
+    weight = device.matrix(2 * widths.d_kv, widths.d_model, element).T
+    inputs = [device.matrix(tokens, widths.d_model, element) for _ in range(3)]
+    pairs = itertools.cycle([(x, device.matrix(tokens, 2 * widths.d_kv, element)) for x in inputs])
+
+    def multiply() -> None:
+        x, out = next(pairs)
+        torch.mm(x, weight, out=out)
+
+    return multiply
+
+
+def _gemm_flops(widths: KVProjection, tokens: int) -> float:
+    return 2.0 * tokens * widths.d_model * 2 * widths.d_kv
+
+
+def probe_gemm(
+    bench: Bench, widths: KVProjection, dtypes: tuple[str, ...]
+) -> tuple[GemmPoint, ...]:
+    """Measure the K/V projections by number of tokens, in each of ``dtypes``."""
+    points: list[GemmPoint] = []
+    effort = bench.effort
+    all_tokens = effort.cpu_tokens if bench.device.name == "cpu" else effort.cuda_tokens
+    for dtype in dtypes:
+        rate = math.inf
+        for tokens in all_tokens:
+            flops = _gemm_flops(widths, tokens)
+            if flops / rate > effort.longest_s:
+                break
+            work = _gemm_work(bench.device, widths, dtype, tokens)
+            name = f"gemm_flops_per_s[{dtype},{tokens}]"
+            rate = bench.rate(name, work, flops, show=format_flops)
+            points.append(GemmPoint(tokens, widths.d_model, 2 * widths.d_kv, dtype, rate))
+    return tuple(points)
+
+
+def probe_link(bench: Bench, link: Link) -> tuple[tuple[RatePoint, ...], tuple[RatePoint, ...]]:
+    """Measure both directions of the link, each alone, by transfer size."""
+
+    def curve(direction: str, copier: Callable[[int], Work]) -> tuple[RatePoint, ...]:
+        name = f"{bench.link_prefix}{direction}_bytes_per_s"
+        return tuple(
+            (size, bench.rate(f"{name}[{size}]", copier(size), size)) for size in link.sizes
+        )
+
+    return curve("h2d", link.h2d), curve("d2h", link.d2h)
+
+
+def probe_together(
+    bench: Bench, link: Link, widths: KVProjection, point: GemmPoint, pace: Pace
+) -> dict[str, Any]:
+    """Measure what runs at the same time as something else; copies of 16 MiB where they exist."""
+    device, prefix = bench.device, bench.link_prefix
+    size = min(16 * _MIB, link.largest)
+    gemm = _gemm_work(device, widths, point.dtype, point.tokens)
+    read, read_bytes = _host_read(bench)
+    h2d, d2h = link.h2d(size), link.d2h(size)
+    found: dict[str, Any] = {}
+
+    def copies(name: str, work: Work, background: Work, on: ProbeDevice, limit: float) -> None:
+        with busy(on, background):
+            found[name] = min(limit, bench.rate(prefix + name, work, size))
+
+    copies("h2d_while_d2h_bytes_per_s", h2d, link.d2h(size), device, pace.h2d)
+    copies("d2h_while_h2d_bytes_per_s", d2h, link.h2d(size), device, pace.d2h)
+    copies("h2d_while_compute_bytes_per_s", h2d, gemm, device, pace.h2d)
+    copies("h2d_while_host_bytes_per_s", h2d, read, bench.host, pace.h2d)
+    # An emulated link is slow: copies of some 10 ms let it stop soon.
+    chunk = max(_KIB, int(min(size, 0.01 * pace.h2d)) // _KIB * _KIB)
+    with busy(device, pace.held(link.h2d(chunk), chunk)):
+        name = "gemm_while_h2d_flops_per_s"
+        flops = _gemm_flops(widths, point.tokens)
+        found[name] = bench.rate(name, gemm, flops, show=format_flops)
+        name = "host_while_h2d_bytes_per_s"
+        found[name] = bench.rate(name, read, read_bytes, clock=bench.host)
+    return found
+
+
+def probe_memory(bench: Bench) -> dict[str, Any]:
+    """Measure a copy in device memory (read and write counted) and reading host memory."""
+    size = bench.fitting(bench.effort.memory_bytes)
+    target, source = bench.device.device_buffer(size), bench.device.device_buffer(size)
+    read, read_bytes = _host_read(bench)
+    return {
+        "device_bytes_per_s": bench.rate(
+            "device_bytes_per_s", lambda: target.copy_(source), 2 * size
+        ),
+        "host_bytes_per_s": bench.rate("host_bytes_per_s", read, read_bytes, clock=bench.host),
+    }
+
+
+def _host_read(bench: Bench) -> tuple[Work, int]:
+    """Return work in which all of torch's threads read a float32 matrix once, times a vector.
+
+    That is what the host's attention does with K, and the fastest way that torch has of reading:
+    its reductions to one number are slower, and some of them use one thread only.
+    """
+    matrix = torch.rand(bench.fitting(bench.effort.memory_bytes) // 4).view(-1, 4096)
+    vector, out = torch.rand(4096), torch.empty(len(matrix))
+    return (lambda: torch.mv(matrix, vector, out=out)), matrix.nbytes
+
+
+def probe_latency(bench: Bench, link: Link) -> dict[str, Any]:
+    """Measure what a small copy and a small kernel take in a row of their like."""
+    name, number = "copy_latency_s", bench.device.matrix(1, 1, torch.float32)
+    copy_s = bench.keep(name, bench.seconds(link.h2d(_KIB)), format_seconds)
+    name = "launch_latency_s"
+    launch_s = bench.keep(name, bench.seconds(lambda: number.add_(1)), format_seconds)
+    return {"copy_latency_s": copy_s, "launch_latency_s": launch_s}

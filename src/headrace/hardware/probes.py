@@ -1,0 +1,169 @@
+"""How a machine is measured: links, matrix products, memories and fixed latencies.
+
+Every figure is warmed up, repeated, and kept with its spread. Buffers hold random bytes (zeros
+would flatter a GPU's power budget) and are rotated, so that no cache serves them twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from headrace.errors import ConfigurationError
+from headrace.hardware.catalog import machine
+from headrace.hardware.identity import (
+    host_memory_limit_bytes,
+    local_identity,
+)
+from headrace.hardware.probe_bench import FULL, QUICK, Bench, Effort, Progress
+from headrace.hardware.probe_device import open_device
+from headrace.hardware.probe_figures import (
+    KVProjection,
+    Link,
+    Pace,
+    probe_gemm,
+    probe_latency,
+    probe_link,
+    probe_memory,
+    probe_together,
+)
+from headrace.hardware.profile import HardwareProfile, Measurement
+from headrace.timeline import Origin
+from headrace.units import format_rate
+
+EXTRA_FIELDS = ("attend_bytes_per_s", "dense_bytes_per_s", "host_attend_bytes_per_s")
+"""Fields of a profile that ``extra_probes`` fill; other extra probes are kept as measurements."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths of K/V projections, where there is no model's shape to take them from."""
+
+    d_model: int
+    d_kv: int
+    dtype: str = "bfloat16"
+
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+DEFAULT_WIDTHS = Widths(4096, 4096)
+"""Those of a model of 7 billion parameters with multi-head attention."""
+
+
+def profile_machine(
+    device: str,
+    shape: KVProjection | None = None,
+    dtype: str | None = None,
+    *,
+    emulate: str | None = None,
+    quick: bool = False,
+    progress: Progress | None = None,
+    extra_probes: Mapping[str, Callable[[], float]] | None = None,
+    effort: Effort | None = None,
+) -> HardwareProfile:
+    """Measure the machine that this runs on.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        shape: the model whose K/V projections are measured; without one, ``DEFAULT_WIDTHS``.
+        dtype: element type of the matrix products (float32 is always measured too); by default the
+            shape's.
+        emulate: a published machine whose link, in proportion to the speed of matrix products, the
+            profile shall have; for a CPU only. The rates of the real copies are then kept as
+            ``measurements`` whose names begin with ``unpaced_``.
+        quick: fewer sizes and repeats: under 10 s instead of under 60.
+        progress: is called with a line of text for each figure.
+        extra_probes: callables that measure once and return bytes a second; see
+            ``add_extra_probes``.
+        effort: how much is measured, instead of what ``quick`` chooses.
+
+    Raises:
+        ConfigurationError: there is no such device or element type, or a link is to be emulated
+            on a GPU.
+        ProfileError: ``emulate`` names no published machine, or one that cannot be emulated here.
+    """
+    opened = open_device(device)
+    if emulate is not None and opened.name != "cpu":
+        raise ConfigurationError(
+            f"emulate is {emulate!r} on device {opened.name}; a link is emulated on a CPU only, "
+            "so set the device to cpu, or leave emulate out"
+        )
+    widths = DEFAULT_WIDTHS if shape is None else shape
+    dtype = dtype or widths.dtype
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
+    named = None if emulate is None else machine(emulate)
+    chosen = effort or (QUICK if quick else FULL)
+    bench = Bench(opened, chosen, progress or (lambda _: None), emulated=named is not None)
+    figures = _measure(bench, widths, dtype, named)
+
+    identity = local_identity(opened.gpu)
+    what = opened.gpu.name if opened.gpu else f"{identity.cpu_model}, {identity.cpu_cores} cores"
+    profile = HardwareProfile(
+        name=what if emulate is None else f"{what}, link of {emulate} emulated",
+        origin=Origin.MEASURED if emulate is None else Origin.EMULATED,
+        device=opened.name,
+        device_memory_bytes=opened.memory_bytes,
+        host_memory_bytes=host_memory_limit_bytes(),
+        measurements=bench.measurements,
+        emulates=emulate,
+        identity=identity,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        quick=quick,
+        **figures,
+    )
+    return add_extra_probes(profile, extra_probes or {}, chosen.repeats, progress)
+
+
+def _measure(
+    bench: Bench, widths: KVProjection, dtype: str, named: HardwareProfile | None
+) -> dict[str, Any]:
+    """Measure the fields of a profile, with the link of ``named`` emulated if there is one."""
+    gemm_curve = probe_gemm(bench, widths, tuple(dict.fromkeys((dtype, "float32"))))
+    gemm_rates = {point.dtype: point.flops_per_s for point in gemm_curve}
+    points = [point for point in gemm_curve if point.dtype == dtype]
+    link = Link(bench)
+    h2d_curve, d2h_curve = probe_link(bench, link)
+    pace = Pace.of(named, gemm_rates[dtype], h2d_curve[-1][1], d2h_curve[-1][1])
+    return {
+        "gemm_flops_per_s": gemm_rates,
+        "gemm_curve": gemm_curve,
+        "h2d_bytes_per_s": min(h2d_curve[-1][1], pace.h2d),
+        "d2h_bytes_per_s": min(d2h_curve[-1][1], pace.d2h),
+        "h2d_curve": tuple((size, min(rate, pace.h2d)) for size, rate in h2d_curve),
+        "d2h_curve": tuple((size, min(rate, pace.d2h)) for size, rate in d2h_curve),
+        **probe_together(bench, link, widths, points[len(points) // 2], pace),
+        **probe_memory(bench),
+        **probe_latency(bench, link),
+    }
+
+
+def add_extra_probes(
+    profile: HardwareProfile,
+    extra_probes: Mapping[str, Callable[[], float]],
+    repeats: int = 3,
+    progress: Progress | None = None,
+) -> HardwareProfile:
+    """Return the profile with figures that only the caller can measure.
+
+    Args:
+        profile: what was measured so far.
+        extra_probes: by name, a callable that measures once and returns bytes a second. It is
+            called once more to warm up. The names of ``EXTRA_FIELDS`` become fields of the
+            profile; all are kept in ``measurements``.
+        repeats: how often each is measured.
+        progress: is called with a line of text for each figure.
+    """
+    measured: dict[str, Measurement] = {}
+    for name, probe in extra_probes.items():
+        probe()
+        measured[name] = Measurement.of([probe() for _ in range(repeats)])
+        if progress:
+            progress(f"{name}: {format_rate(measured[name].median)}")
+    if not measured:
+        return profile
+    figures = {name: found.median for name, found in measured.items() if name in EXTRA_FIELDS}
+    together = {**profile.measurements, **measured}
+    return replace(profile, measurements=together, **figures)  # type: ignore[arg-type]

@@ -1,0 +1,213 @@
+"""What a machine can do: the figures that planning needs, each with where it comes from.
+
+Rates are per second, sizes in bytes. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from headrace.errors import ProfileError
+from headrace.hardware.identity import MachineIdentity
+from headrace.timeline import Origin
+
+DEVICES = ("cpu", "cuda")
+
+RatePoint = tuple[int, float]
+"""Bytes of one transfer, and the rate in bytes a second that transfers of that size reach."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure, measured several times.
+
+    Attributes:
+        median: the middle of the repeats; this is the figure that planning uses.
+        minimum: the least of the repeats.
+        maximum: the greatest of the repeats.
+        repeats: how often it was measured.
+    """
+
+    median: float
+    minimum: float
+    maximum: float
+    repeats: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Measurement:
+        """Return the measurement that ``samples`` (at least one) make."""
+        return cls(statistics.median(samples), min(samples), max(samples), len(samples))
+
+
+@dataclass(frozen=True)
+class GemmPoint:
+    """The rate of one matrix product of the K/V projections' shape.
+
+    ``[tokens, d_model] @ [d_model, width]`` with ``width`` = 2·d_kv takes
+    2·tokens·d_model·width FLOPs.
+
+    Attributes:
+        tokens: rows of X.
+        d_model: width of X.
+        width: width of K and V together, 2·d_kv.
+        dtype: element type of both factors.
+        flops_per_s: the rate.
+    """
+
+    tokens: int
+    d_model: int
+    width: int
+    dtype: str
+    flops_per_s: float
+
+
+@dataclass(frozen=True)
+class HardwareProfile:
+    """What a machine can do.
+
+    Attributes:
+        name: what people call it.
+        origin: measured, emulated (measured, but for a link that is slowed down on purpose), or
+            predicted (from data sheets).
+        device: where the model runs, ``cpu`` or ``cuda``.
+        h2d_bytes_per_s: rate of the link to the device, for large transfers from pinned memory.
+        d2h_bytes_per_s: rate of the link to the host.
+        gemm_flops_per_s: rate of the K/V projections' matrix product, by element type.
+        device_bytes_per_s: rate of the device's memory, reads and writes counted.
+        host_bytes_per_s: rate at which all cores together read host memory.
+        device_memory_bytes: memory of the device.
+        host_memory_bytes: memory of the host that may be used.
+        copy_latency_s: what each transfer takes besides its bytes.
+        launch_latency_s: what each kernel takes besides its work.
+        attend_bytes_per_s: rate at which the device's attention reads K/V, or None: see
+            ``attend_rate``.
+        dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``.
+        host_attend_bytes_per_s: rate at which the host's attention reads K/V, or None: see
+            ``host_attend_rate``.
+        h2d_curve: rate by transfer size, ascending by size.
+        d2h_curve: the same for the other direction.
+        h2d_while_d2h_bytes_per_s: H2D rate while D2H is busy too.
+        d2h_while_h2d_bytes_per_s: D2H rate while H2D is busy too.
+        h2d_while_compute_bytes_per_s: H2D rate while the device multiplies matrices.
+        gemm_while_h2d_flops_per_s: rate of matrix products while H2D is busy.
+        h2d_while_host_bytes_per_s: H2D rate while all cores read host memory.
+        host_while_h2d_bytes_per_s: rate of reading host memory while H2D is busy.
+        gemm_curve: matrix products by number of tokens and element type.
+        measurements: every measured figure with its spread, by name; for an emulated link also
+            those of the real copies.
+        emulates: name of the machine whose link is emulated, or None.
+        identity: the machine that was measured, or None for a published one.
+        date: when it was measured or published, ISO 8601.
+        quick: whether it was measured in few repeats.
+        source: where each figure of a published machine comes from, by field name.
+    """
+
+    name: str
+    origin: Origin
+    device: str
+    h2d_bytes_per_s: float
+    d2h_bytes_per_s: float
+    gemm_flops_per_s: Mapping[str, float]
+    device_bytes_per_s: float
+    host_bytes_per_s: float
+    device_memory_bytes: int
+    host_memory_bytes: int
+    copy_latency_s: float = 0.0
+    launch_latency_s: float = 0.0
+    attend_bytes_per_s: float | None = None
+    dense_bytes_per_s: float | None = None
+    host_attend_bytes_per_s: float | None = None
+    h2d_curve: tuple[RatePoint, ...] = ()
+    d2h_curve: tuple[RatePoint, ...] = ()
+    h2d_while_d2h_bytes_per_s: float | None = None
+    d2h_while_h2d_bytes_per_s: float | None = None
+    h2d_while_compute_bytes_per_s: float | None = None
+    gemm_while_h2d_flops_per_s: float | None = None
+    h2d_while_host_bytes_per_s: float | None = None
+    host_while_h2d_bytes_per_s: float | None = None
+    gemm_curve: tuple[GemmPoint, ...] = ()
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    emulates: str | None = None
+    identity: MachineIdentity | None = None
+    date: str = ""
+    quick: bool = False
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ProfileError(
+                f"profile {self.name}: device is {self.device!r}; allowed are {', '.join(DEVICES)}"
+            )
+        for label, value in self._positive_figures():
+            if not value > 0:
+                raise ProfileError(f"profile {self.name}: {label} is {value}; it must be above 0")
+        for label in ("copy_latency_s", "launch_latency_s"):
+            if not 0 <= getattr(self, label) < math.inf:
+                raise ProfileError(
+                    f"profile {self.name}: {label} is {getattr(self, label)}; "
+                    "it must be finite and not negative"
+                )
+
+    def gemm_rate(self, dtype: str) -> float:
+        """Return the rate of matrix products in FLOPs a second.
+
+        Args:
+            dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+        Raises:
+            ProfileError: the profile has no rate for ``dtype``.
+        """
+        rate = self.gemm_flops_per_s.get(dtype)
+        if rate is None:
+            raise ProfileError(
+                f"profile {self.name} has no matrix product rate for {dtype}, only for "
+                f"{', '.join(sorted(self.gemm_flops_per_s)) or 'nothing'}; use one of those, or "
+                "measure the machine with `headrace profile`"
+            )
+        return rate
+
+    @property
+    def attend_rate(self) -> float:
+        """Bytes a second at which the device's attention reads K/V.
+
+        Where it was not measured: the rate of the device's memory.
+        """
+        return (
+            self.device_bytes_per_s if self.attend_bytes_per_s is None else self.attend_bytes_per_s
+        )
+
+    @property
+    def dense_rate(self) -> float:
+        """Bytes a second at which decoding reads the weights.
+
+        Where it was not measured: the rate of the device's memory.
+        """
+        return self.device_bytes_per_s if self.dense_bytes_per_s is None else self.dense_bytes_per_s
+
+    @property
+    def host_attend_rate(self) -> float:
+        """Bytes a second at which the host's attention reads K/V.
+
+        Where it was not measured: the rate at which all cores read host memory.
+        """
+        if self.host_attend_bytes_per_s is None:
+            return self.host_bytes_per_s
+        return self.host_attend_bytes_per_s
+
+    def _positive_figures(self) -> list[tuple[str, float]]:
+        figures = [
+            (label, value)
+            for label, value in vars(self).items()
+            if label.endswith(("_bytes_per_s", "_memory_bytes"))
+            or label == "gemm_while_h2d_flops_per_s"
+        ]
+        figures += [
+            (f"gemm_flops_per_s[{key}]", rate) for key, rate in self.gemm_flops_per_s.items()
+        ]
+        figures += [(f"h2d_curve at {size}", rate) for size, rate in self.h2d_curve]
+        figures += [(f"d2h_curve at {size}", rate) for size, rate in self.d2h_curve]
+        figures += [(f"gemm_curve at {p.tokens}", p.flops_per_s) for p in self.gemm_curve]
+        return [(label, value) for label, value in figures if value is not None]

@@ -1,0 +1,1 @@
+"""The seams to `transformers`: a cache, an attention function, and hooks."""

@@ -1,0 +1,1 @@
+"""What planning and rebuilding need to know of a model."""

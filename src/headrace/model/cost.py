@@ -1,0 +1,103 @@
+"""Bytes and FLOPs of a decoder, from its shape alone.
+
+The symbols are those of the cost model in ``docs``: p bytes an element, d = ``d_model``,
+d_kv = ``num_kv_heads`` × ``head_dim``, h = ``num_heads`` × ``head_dim``. A product of an a×b with a
+b×c matrix counts as 2·a·b·c FLOPs. Norms, biases, position embeddings and element-wise work are
+left out: together they are under one percent.
+"""
+
+from __future__ import annotations
+
+from headrace.model.shape import ModelShape
+
+
+def kv_bytes_per_token(shape: ModelShape) -> int:
+    """Return κ = 2·p·d_kv, the bytes of a cached token's keys and values in one layer."""
+    return 2 * shape.dtype_bytes * shape.d_kv
+
+
+def activation_bytes_per_token(shape: ModelShape) -> int:
+    """Return χ = p·d, the bytes of a cached token's X in one layer."""
+    return shape.dtype_bytes * shape.d_model
+
+
+def rebuild_flops_per_token(shape: ModelShape) -> int:
+    """Return ρ = 4·d·d_kv, the FLOPs that make a token's keys and values of one layer from X."""
+    return 4 * shape.d_model * shape.d_kv
+
+
+def activation_ratio(shape: ModelShape) -> float:
+    """Return r = χ/κ = d / (2·d_kv). From 1 on, bringing X instead of K/V saves no bytes."""
+    return shape.d_model / (2 * shape.d_kv)
+
+
+def rebuild_weight_bytes(shape: ModelShape) -> int:
+    """Return p·2·d·d_kv, the bytes of one layer's key and value projections."""
+    return shape.dtype_bytes * 2 * shape.d_model * shape.d_kv
+
+
+def layer_weight_count(shape: ModelShape) -> int:
+    """Return the matrix elements of one layer: 2·d·h + 2·d·d_kv + m·d·d_ff.
+
+    The terms are the query and output projections, the key and value projections, and the
+    feed-forward block, with m = 3 matrices where it is gated and m = 2 where not.
+    """
+    width = shape.num_heads * shape.head_dim
+    attention = 2 * shape.d_model * (width + shape.d_kv)
+    return attention + (3 if shape.gated_ff else 2) * shape.d_model * shape.d_ff
+
+
+def layer_weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of one layer's matrices, all of which a step reads."""
+    return shape.dtype_bytes * layer_weight_count(shape)
+
+
+def head_weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the head, p·vocab·d_embed, all of which a step reads."""
+    return shape.dtype_bytes * shape.vocab_size * shape.embedding_width
+
+
+def model_weight_count(shape: ModelShape) -> int:
+    """Return the matrix elements of all layers, the embedding, and the head if it is its own."""
+    vocabulary = shape.vocab_size * shape.embedding_width
+    return shape.num_layers * layer_weight_count(shape) + vocabulary * (
+        1 if shape.tied_embeddings else 2
+    )
+
+
+def model_weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of ``model_weight_count``."""
+    return shape.dtype_bytes * model_weight_count(shape)
+
+
+def layer_dense_flops(shape: ModelShape, tokens: int) -> int:
+    """Return the FLOPs of a layer's matrices for ``tokens`` new tokens: 2 an element and token."""
+    return 2 * tokens * layer_weight_count(shape)
+
+
+def head_dense_flops(shape: ModelShape, tokens: int) -> int:
+    """Return the FLOPs of the head for ``tokens`` tokens: 2·vocab·d_embed each."""
+    return 2 * tokens * shape.vocab_size * shape.embedding_width
+
+
+def attention_flops(shape: ModelShape, queries: int, keys: int) -> int:
+    """Return the FLOPs of one layer's attention of ``queries`` to ``keys``: 4·h for each pair.
+
+    Half are the products of queries and keys, half those of weights and values.
+    """
+    return 4 * shape.num_heads * shape.head_dim * queries * keys
+
+
+def prefill_attention_flops(shape: ModelShape, prompt_len: int, context: int = 0) -> int:
+    """Return the FLOPs of one full layer's causal attention over a prompt, for one row.
+
+    Token i of the S in the prompt attends to the context C and to i tokens of the prompt:
+    4·h·(S·C + S·(S+1)/2).
+
+    Args:
+        shape: the model.
+        prompt_len: tokens of the prompt, S.
+        context: tokens that were cached before, C.
+    """
+    pairs = prompt_len * context + prompt_len * (prompt_len + 1) // 2
+    return attention_flops(shape, 1, pairs)

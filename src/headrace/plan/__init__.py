@@ -1,0 +1,1 @@
+"""Deciding how each part of the cache is brought to bear. Imports no torch."""

@@ -1,0 +1,169 @@
+"""How the cache is cut: pages of a row's tokens, and granules of pages that are staged at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from headrace.errors import ConfigurationError
+from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
+from headrace.model.shape import ModelShape
+from headrace.plan.policies import Policy, Split
+
+SMALLEST_BLOCK_TOKENS = 16
+LARGEST_BLOCK_TOKENS = 256
+USUAL_BLOCK_TOKENS = 64
+USUAL_RING_SLOTS = 4
+FEWEST_RING_SLOTS = 3
+GRANULES_PER_LAYER = 8
+SMALLEST_GRANULE_BYTES = 2**20
+LARGEST_GRANULE_BYTES = 2**26
+LARGEST_TAIL_SHARE = 1 / 16
+MOST_GRANULES_UNDER_BUDGET = 64
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the cache is cut.
+
+    Attributes:
+        block_tokens: tokens of one row in a page; a power of two from 16 to 256.
+        granule_bytes: size of a staging slot; a granule is a run of whole pages that fits.
+        ring_slots: staging slots, filled round and round; at least 3.
+
+    Raises:
+        ConfigurationError: a value is not allowed.
+    """
+
+    block_tokens: int
+    granule_bytes: int
+    ring_slots: int = USUAL_RING_SLOTS
+
+    def __post_init__(self) -> None:
+        tokens = self.block_tokens
+        if not SMALLEST_BLOCK_TOKENS <= tokens <= LARGEST_BLOCK_TOKENS or tokens & (tokens - 1):
+            raise ConfigurationError(
+                f"block_tokens is {tokens}; allowed are powers of two from "
+                f"{SMALLEST_BLOCK_TOKENS} to {LARGEST_BLOCK_TOKENS}"
+            )
+        if self.granule_bytes < 1:
+            raise ConfigurationError(f"granule_bytes is {self.granule_bytes}; it must be above 0")
+        if self.ring_slots < FEWEST_RING_SLOTS:
+            raise ConfigurationError(
+                f"ring_slots is {self.ring_slots}; at least {FEWEST_RING_SLOTS} are needed"
+            )
+
+    @property
+    def ring_bytes(self) -> int:
+        """Bytes of all staging slots."""
+        return self.ring_slots * self.granule_bytes
+
+    def pages_per_granule(self, bytes_per_token: int) -> int:
+        """Return how many pages of tokens of the given size one granule holds (at least 1)."""
+        return max(1, self.granule_bytes // (self.block_tokens * bytes_per_token))
+
+    def workspace_bytes(self, shape: ModelShape) -> int:
+        """Return the bytes of K/V that are rebuilt from the largest granule of X."""
+        pages = self.pages_per_granule(activation_bytes_per_token(shape))
+        return pages * self.block_tokens * kv_bytes_per_token(shape)
+
+    def tail_bytes(self, shape: ModelShape, rows: int) -> int:
+        """Return the bytes of the newest tokens' K/V, up to two blocks a row, in all layers."""
+        tokens = rows * 2 * self.block_tokens
+        return tokens * kv_bytes_per_token(shape) * shape.full_layers
+
+    def paged_tokens(self, context: int) -> int:
+        """Return the tokens of a row that are in pages: all whole blocks, but for the newest one.
+
+        The rest, from one block to two, are in the tail on the device.
+        """
+        return max(0, context // self.block_tokens - 1) * self.block_tokens
+
+
+def choose_geometry(
+    shape: ModelShape,
+    rows: int,
+    context: int,
+    split: Split,
+    gpu_budget_bytes: float | None = None,
+    *,
+    policy: Policy | None = None,
+) -> Geometry:
+    """Choose how to cut the cache.
+
+    A page has 64 tokens, or fewer (16 at least) where the tail would be more than a sixteenth of
+    the cached tokens. A granule is an eighth of what a layer brings through the link, 1 to 64 MiB,
+    but at most a quarter of it, in whole pages. Under a budget granules shrink first (to 1 MiB, and
+    to a 64th of the layer), then pages, then the ring; the smallest geometry is returned even where
+    it does not fit.
+
+    Args:
+        shape: the model.
+        rows: sequences in the batch.
+        context: cached tokens of a row.
+        split: how they are divided over the paths (nothing travels where all is resident).
+        gpu_budget_bytes: device memory for ring, workspace and tail together; None: no limit.
+        policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
+    """
+    layer_bytes = rows * context * _link_bytes_per_token(shape, split)
+    block_tokens = USUAL_BLOCK_TOKENS
+    while block_tokens > SMALLEST_BLOCK_TOKENS and 2 * block_tokens > LARGEST_TAIL_SHARE * context:
+        block_tokens //= 2
+    wanted = layer_bytes / GRANULES_PER_LAYER
+    wanted = min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, layer_bytes / 4)
+
+    def cut(block_tokens: int, granule_bytes: float, slots: int) -> Geometry:
+        page_bytes = block_tokens * _largest_bytes_per_token(shape, split)
+        whole = max(1, int(granule_bytes / page_bytes)) * page_bytes
+        made = Geometry(block_tokens, whole, slots)
+        if policy is Policy.KVPR and split.recompute > 0:
+            made = replace(made, ring_slots=slots + _x_granules(shape, made, rows, context, split))
+        return made
+
+    chosen = cut(block_tokens, wanted, USUAL_RING_SLOTS)
+    if gpu_budget_bytes is None:
+        return chosen
+    slots = USUAL_RING_SLOTS
+    least_bytes = min(wanted, max(SMALLEST_GRANULE_BYTES, layer_bytes / MOST_GRANULES_UNDER_BUDGET))
+    while _staged_bytes(shape, chosen, rows, split) > gpu_budget_bytes:
+        if wanted > least_bytes:
+            wanted = max(wanted / 2, least_bytes)
+        elif block_tokens > SMALLEST_BLOCK_TOKENS:
+            block_tokens //= 2
+        elif slots > FEWEST_RING_SLOTS:
+            slots -= 1
+        else:
+            break
+        chosen = cut(block_tokens, wanted, slots)
+    return chosen
+
+
+def granule_sizes(pages: int, most: int) -> list[int]:
+    """Divide pages over as few granules of at most ``most`` pages as there can be, evenly."""
+    if pages <= 0:
+        return []
+    granules = -(-pages // most)
+    return [pages * (i + 1) // granules - pages * i // granules for i in range(granules)]
+
+
+def _staged_bytes(shape: ModelShape, geometry: Geometry, rows: int, split: Split) -> int:
+    workspace = geometry.workspace_bytes(shape) if split.recompute > 0 else 0
+    return geometry.ring_bytes + workspace + geometry.tail_bytes(shape, rows)
+
+
+def _x_granules(
+    shape: ModelShape, geometry: Geometry, rows: int, context: int, split: Split
+) -> int:
+    pages = rows * round(split.recompute * geometry.paged_tokens(context) / geometry.block_tokens)
+    return -(-pages // geometry.pages_per_granule(activation_bytes_per_token(shape)))
+
+
+def _link_bytes_per_token(shape: ModelShape, split: Split) -> float:
+    """Return κt + χx: the bytes that the link brings for each cached token of a layer."""
+    kv_bytes = kv_bytes_per_token(shape) * split.stream
+    return kv_bytes + activation_bytes_per_token(shape) * split.recompute
+
+
+def _largest_bytes_per_token(shape: ModelShape, split: Split) -> int:
+    if split.recompute > 0:
+        return max(kv_bytes_per_token(shape), activation_bytes_per_token(shape))
+    return kv_bytes_per_token(shape)

@@ -1,0 +1,105 @@
+"""The operations of a program: plain data that the simulator and the conveyor both run.
+
+A program is the work of one step (one forward pass of the model over the cache), in an order that
+every lane keeps: a lane takes its operations in program order, one at a time. An operation starts
+when its lane is free, when everything in ``waits_for`` has finished, and, for a load or a store,
+when its direction of the link is free (the load lanes share one direction, the store lanes the
+other, both in program order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from headrace.timeline import Lane
+
+
+class Kind(StrEnum):
+    """What an operation does."""
+
+    LOAD_ACTIVATIONS = "load_activations"
+    """Bring X of a granule into a staging slot."""
+    LOAD_KV = "load_kv"
+    """Bring keys and values of a granule into a staging slot."""
+    DENSE = "dense"
+    """The model's own work of a layer: norms, projections, feed-forward (or the head)."""
+    REBUILD = "rebuild"
+    """Make keys and values from a staged granule of X."""
+    ATTEND = "attend"
+    """Attend to a granule: staged, rebuilt, or resident on the device."""
+    ATTEND_NEW = "attend_new"
+    """Attend to what is on the device anyway: the tail of newest tokens, and the step's own."""
+    MERGE = "merge"
+    """Merge the partial results by their log-sum-exp."""
+    STORE_KV = "store_kv"
+    """Bring keys and values of a granule to the host."""
+    STORE_ACTIVATIONS = "store_activations"
+    """Bring X of a granule to the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One piece of work on one lane.
+
+    Attributes:
+        index: position in the program.
+        kind: what is done.
+        lane: where it is done.
+        layer: decoder layer, from 0; the number of layers stands for the head after the last one.
+        granule: number of the granule in its layer's list, or -1.
+        link_bytes: bytes that cross the link (loads and stores).
+        memory_bytes: bytes of device memory that are read and written (compute).
+        flops: floating-point operations (compute).
+        tokens: cached tokens, summed over rows, that the operation concerns.
+        load_number: for a load, its number among the loads of the step, from 0; for a rebuild or
+            an attend that reads a staging slot, the number of the load that filled the slot; else
+            -1. A ring of S slots puts load n of a step into slot (base + n) mod S.
+        waits_for: indices of operations of this program that must have finished. That a load may
+            only refill a slot when the last reader of load ``n - S`` has finished is a property of
+            the ring, and not listed here: who runs the program adds it.
+    """
+
+    index: int
+    kind: Kind
+    lane: Lane
+    layer: int
+    granule: int = -1
+    link_bytes: int = 0
+    memory_bytes: int = 0
+    flops: int = 0
+    tokens: int = 0
+    load_number: int = -1
+    waits_for: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """The operations of one step, in order.
+
+    Attributes:
+        operations: all operations; ``operations[i].index == i``.
+        num_layers: decoder layers; layer ``num_layers`` is the head.
+        ring_slots: staging slots that the loads go through, round and round.
+        lookahead: whether loads of the next step may start before this step has ended, and loads of
+            a layer before the layer above is done (the paper's schedule, ``kvpr``, has neither).
+    """
+
+    operations: tuple[Operation, ...]
+    num_layers: int
+    ring_slots: int
+    lookahead: bool = True
+
+    def loads(self) -> Iterator[Operation]:
+        """Return the loads, in program order."""
+        return (op for op in self.operations if op.kind in (Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV))
+
+    def compute(self, layer: int) -> Iterator[Operation]:
+        """Return the operations of a layer that run on the compute lane, in program order."""
+        return (op for op in self.operations if op.lane is Lane.COMPUTE and op.layer == layer)
+
+    @property
+    def link_bytes(self) -> int:
+        """Bytes that the step brings to the device."""
+        return sum(op.link_bytes for op in self.loads())

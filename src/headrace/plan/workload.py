@@ -1,0 +1,55 @@
+"""The work that a plan is made for: how many rows, how long, and how many tokens to generate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A batch of equal rows.
+
+    The first generated token comes from the prefill; each decode step after it adds one token to
+    the cache and makes one more.
+
+    Attributes:
+        rows: sequences in the batch.
+        prompt_len: tokens of each prompt.
+        generate_len: tokens to generate for each row.
+
+    Raises:
+        ConfigurationError: one of them is not a whole number of at least 1.
+    """
+
+    rows: int
+    prompt_len: int
+    generate_len: int
+
+    def __post_init__(self) -> None:
+        for setting in ("rows", "prompt_len", "generate_len"):
+            value = getattr(self, setting)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(
+                    f"{setting} is {value!r}; allowed are whole numbers from 1; change {setting}"
+                )
+
+    @property
+    def decode_steps(self) -> int:
+        """Steps after the prefill."""
+        return self.generate_len - 1
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of a row when it is finished."""
+        return self.prompt_len + self.generate_len
+
+    @property
+    def mean_context(self) -> int:
+        """Tokens in a row's cache in the middle of the decoding, to the nearest below."""
+        return self.prompt_len + max(self.decode_steps - 1, 0) // 2
+
+    def context_at(self, step: int) -> int:
+        """Return the tokens in a row's cache when decode step ``step`` (from 0) begins."""
+        return self.prompt_len + step

@@ -1,0 +1,1 @@
+"""Moving, rebuilding and attending: what runs a program on a real machine."""

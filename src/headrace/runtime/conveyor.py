@@ -1,0 +1,382 @@
+"""The conveyor: runs a program on the real lanes, layer by layer, as the model's forward asks.
+
+Control is inverted. The model's own forward calls the attention function of layer j; there the
+conveyor takes the layer's operations in program order: it waits for the staged granule (by event),
+rebuilds, attends, gives the slot back, and starts whatever loads now have room. Loads run ahead of
+the compute by as many granules as the ring has slots, across layers and across steps.
+
+Shape suffixes: B rows, E entries, H key/value heads, G queries per key/value head, T tokens of a
+page, D head width, M model width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from headrace.plan.operations import Kind, Operation, Program
+from headrace.runtime.attention import Accumulator, Partial, Scoring, attend, merge_entries
+from headrace.runtime.granules import Granule
+from headrace.runtime.lanes import Backend, Copy, Event
+from headrace.runtime.layout import PageKind
+from headrace.runtime.recorder import Recorder
+from headrace.runtime.staging import StagingRing
+from headrace.runtime.store import LayerWidths, PageStore
+from headrace.timeline import Lane
+
+Rebuild = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(layer, X ``[N, T, M]``, positions ``[N, T]``) to keys and values ``[N, H, T, D]``."""
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """A program with the granules that its operations speak of, the same for each paged layer."""
+
+    program: Program
+    granules: Sequence[Granule]
+    version: int
+    """Of the layout that the granules were cut from."""
+
+
+@dataclass
+class LayerWork:
+    """What a layer's attention brings to the conveyor.
+
+    Attributes:
+        query: grouped queries ``[B, H, G, D]``.
+        scoring: scale and soft cap.
+        attend_new: attends to what is on the device anyway; returns a partial result, or, where
+            there is nothing else to attend to, the normalised output ``[B, H, G, D]``.
+        store: starts the layer's stores.
+    """
+
+    query: Tensor
+    scoring: Scoring
+    attend_new: Callable[[], Partial | Tensor]
+    store: Callable[[], None]
+
+
+@dataclass
+class _Loads:
+    """The loads of one step, of which some have been started."""
+
+    step: int
+    source: StepProgram
+    base: int
+    operations: list[Operation]
+    started: int = 0
+    events: dict[int, Event] = field(default_factory=dict)
+
+
+class _LayerAttention:
+    """A layer's attention while it is put together."""
+
+    def __init__(self, query: Tensor) -> None:
+        self._query = query
+        self._accumulator: Accumulator | None = None
+        self._whole: Tensor | None = None
+
+    @property
+    def accumulator(self) -> Accumulator:
+        """What partial results are added to; made when the first one comes."""
+        if self._accumulator is None:
+            self._accumulator = Accumulator(self._query)
+        return self._accumulator
+
+    def add_new(self, result: Partial | Tensor) -> None:
+        """Add the attention to what is on the device anyway."""
+        if isinstance(result, Partial):
+            self.accumulator.add(result)
+        else:
+            assert self._accumulator is None
+            self._whole = result
+
+    def output(self) -> Tensor:
+        """Return the normalised output ``[B, H, G, D]``."""
+        if self._whole is not None:
+            return self._whole
+        return self.accumulator.output(self._query.dtype)
+
+
+class Conveyor:
+    """Runs programs.
+
+    Args:
+        backend: the lanes.
+        store: the pages that loads read.
+        ring: the slots that loads fill.
+        widths: of each paged layer.
+        block_tokens: tokens of a page.
+        rebuild: makes keys and values from X.
+        last_store: event of the end of a layer's stores so far, or None.
+        recorder: told of everything that runs.
+        workspace_bytes: bound on the scores that exist at once.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: PageStore,
+        ring: StagingRing,
+        widths: dict[int, LayerWidths],
+        block_tokens: int,
+        rebuild: Rebuild,
+        last_store: Callable[[int], Event | None],
+        recorder: Recorder,
+        workspace_bytes: int,
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._ring = ring
+        self._widths = widths
+        self._block_tokens = block_tokens
+        self._rebuild = rebuild
+        self._last_store = last_store
+        self._recorder = recorder
+        self._workspace_bytes = workspace_bytes
+        self._step = -1
+        self._layers_done = -1
+        self._queue: deque[_Loads] = deque()
+        self._current: _Loads | None = None
+        self._executed: dict[int, Event] = {}
+        self._released = 0
+        self._next_base = 0
+        self._rebuilt: tuple[Tensor, Tensor] | None = None
+        self._compute_since: object = None
+
+    @property
+    def step(self) -> int:
+        """Number of the step that runs, from 0."""
+        return self._step
+
+    def begin_step(self, now: StepProgram, after: StepProgram | None) -> None:
+        """Start a step.
+
+        Args:
+            now: the step's program. Loads that were started ahead are kept if its granules are
+                those that ``after`` of the step before spoke of; else they are thrown away.
+            after: what the step after this one will probably load, or None.
+        """
+        self._step += 1
+        self._layers_done = -1
+        self._executed = {}
+        ahead = self._queue.popleft() if self._queue else None
+        if ahead is not None and ahead.source.version == now.version:
+            ahead.source = now
+            ahead.step = self._step
+            self._current = ahead
+        else:
+            if ahead is not None:
+                self._discard(ahead)
+            self._current = self._enqueue(now, self._step)
+        if after is not None and after.program.lookahead and now.program.lookahead:
+            self._queue.append(self._enqueue(after, self._step + 1))
+        self._compute_since = self._backend.begin_compute()
+        self._pump()
+
+    def _enqueue(self, source: StepProgram, step: int) -> _Loads:
+        operations = list(source.program.loads())
+        loads = _Loads(step, source, self._next_base, operations)
+        self._next_base += len(operations)
+        return loads
+
+    def _discard(self, loads: _Loads) -> None:
+        """Give back the slots of loads that nobody will read, once they have ended."""
+        for number in range(loads.started):
+            slot = (loads.base + number) % self._ring.slots
+            self._ring.release(slot, loads.events[number])
+        self._released = loads.base + loads.started
+        self._next_base = self._released
+
+    def _pump(self) -> None:
+        """Start every load that has room and may start, in order."""
+        while (loads := self._pending()) is not None:
+            operation = loads.operations[loads.started]
+            number = loads.base + loads.started
+            if number >= self._released + self._ring.slots:
+                return
+            if loads is not self._current and self._layers_done < operation.layer:
+                return
+            after = []
+            for index in operation.waits_for:
+                event = self._executed.get(index)
+                if event is None:
+                    return
+                after.append(event)
+            self._load(loads, operation, number % self._ring.slots, after)
+
+    def _pending(self) -> _Loads | None:
+        """Return the loads of the earliest step that still has some to start."""
+        if self._current is not None and self._current.started < len(self._current.operations):
+            return self._current
+        if self._queue and self._queue[0].started < len(self._queue[0].operations):
+            return self._queue[0]
+        return None
+
+    def _load(self, loads: _Loads, operation: Operation, slot: int, after: list[Event]) -> None:
+        granule = loads.source.granules[operation.granule]
+        reader = self._ring.reader_done(slot)
+        stored = self._last_store(operation.layer)
+        after = [*after, *(event for event in (reader, stored) if event is not None)]
+        views = self._staged(granule, operation.layer, slot)
+        copies, done = [], 0
+        for first, count in self._store.runs(granule.kind, granule.pages):
+            pages = self._store.pages(granule.kind, operation.layer, first, count)
+            copies += [
+                Copy(view[done : done + count], page)
+                for view, page in zip(views, pages, strict=True)
+            ]
+            done += count
+        event = self._backend.transfer(operation.lane, copies, after)
+        loads.events[loads.started] = event
+        loads.started += 1
+        self._recorder.note(loads.step, operation, event)
+
+    def _staged(self, granule: Granule, layer: int, slot: int) -> tuple[Tensor, ...]:
+        """Return the views of a slot that hold a granule: (X,), or keys and values."""
+        width, pages = self._widths[layer], len(granule.pages)
+        if granule.kind is PageKind.ACTIVATIONS:
+            return self._ring.views(slot, [(pages, self._block_tokens, width.d_model)])
+        shape = (pages, width.num_kv_heads, self._block_tokens, width.head_dim)
+        return self._ring.views(slot, [shape, shape])
+
+    def run_layer(self, layer: int, work: LayerWork) -> Tensor:
+        """Run a layer's operations on the compute lane; return the output ``[B, H, G, D]``.
+
+        Args:
+            layer: index of the layer.
+            work: its queries, and what it does besides.
+        """
+        assert self._current is not None
+        attention = _LayerAttention(work.query)
+        operations = list(self._current.source.program.compute(layer))
+        for operation in operations:
+            if operation.kind is Kind.DENSE:
+                self._finish(operation, self._backend.end_compute(self._compute_since))
+                continue
+            for index in operation.waits_for:
+                self._wait_for_load(index)
+            start = self._backend.begin_compute()
+            self._run(operation, work, attention)
+            self._finish(operation, self._backend.end_compute(start))
+            self._pump()
+        work.store()
+        self._layers_done = layer
+        self._compute_since = self._backend.begin_compute()
+        self._pump()
+        return attention.output()
+
+    def _wait_for_load(self, index: int) -> None:
+        """Let compute wait for a load of this step (other compute comes before it anyway)."""
+        assert self._current is not None
+        load = self._current.source.program.operations[index]
+        if load.lane is Lane.COMPUTE:
+            return
+        event = self._current.events.get(load.load_number)
+        if event is None:
+            raise RuntimeError(
+                f"load {load.load_number} of layer {load.layer} was needed before it was started; "
+                f"{self._ring.slots} staging slots are too few for this program"
+            )
+        self._backend.wait(event)
+
+    def _finish(self, operation: Operation, event: Event) -> None:
+        self._executed[operation.index] = event
+        self._recorder.note(self._step, operation, event)
+
+    def _run(self, operation: Operation, work: LayerWork, attention: _LayerAttention) -> None:
+        if operation.kind is Kind.REBUILD:
+            self._rebuild_granule(operation)
+        elif operation.kind is Kind.ATTEND:
+            self._attend_granule(operation, work, attention)
+        elif operation.kind is Kind.ATTEND_NEW:
+            attention.add_new(work.attend_new())
+
+    def _rebuild_granule(self, operation: Operation) -> None:
+        assert self._current is not None
+        granule = self._current.source.granules[operation.granule]
+        slot = (self._current.base + operation.load_number) % self._ring.slots
+        (activations,) = self._staged(granule, operation.layer, slot)
+        positions = self._store.positions[granule.page_index]
+        self._rebuilt = self._rebuild(operation.layer, activations, positions)
+        self._give_back(slot)
+
+    def _attend_granule(
+        self, operation: Operation, work: LayerWork, attention: _LayerAttention
+    ) -> None:
+        assert self._current is not None
+        granule = self._current.source.granules[operation.granule]
+        if granule.kind is PageKind.ACTIVATIONS:
+            assert self._rebuilt is not None
+            key, value = self._rebuilt
+        elif granule.kind is PageKind.KV:
+            slot = (self._current.base + operation.load_number) % self._ring.slots
+            key, value = self._staged(granule, operation.layer, slot)
+        else:
+            key, value = self._store.gather(granule.kind, operation.layer, granule.pages)
+        part = attend_granule(
+            granule, work.query, key, value, work.scoring, self._workspace_bytes
+        )
+        attention.accumulator.add(part, granule.rows)
+        if granule.kind is PageKind.KV:
+            self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        """Let the slot be refilled once all compute so far has been done."""
+        self._ring.release(slot)
+        self._released += 1
+
+    def end_step(self) -> None:
+        """Note the rest of the step, which belongs to no attention layer: the head."""
+        assert self._current is not None
+        event = self._backend.end_compute(self._compute_since)
+        head = self._current.source.program.operations[-1]
+        self._recorder.note(self._step, head, event)
+
+    def reset(self) -> None:
+        """Throw away what was loaded ahead."""
+        while self._queue:
+            self._discard(self._queue.popleft())
+
+
+def attend_granule(
+    granule: Granule,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scoring: Scoring,
+    workspace_bytes: int,
+) -> Partial:
+    """Attend to a granule; return the merged result of each of ``granule.rows``.
+
+    Args:
+        granule: which row sees which page.
+        query: grouped queries of all rows ``[B, H, G, D]``.
+        key: keys of the granule's pages ``[N, H, T, D]``.
+        value: their values.
+        scoring: scale and soft cap.
+        workspace_bytes: bound on the scores that exist at once; queries are cut to keep it.
+    """
+    if granule.entry_page is not None:
+        key, value = key[granule.entry_page], value[granule.entry_page]
+    visible = None if granule.visible is None else granule.visible[:, None, None]
+    entries, heads, tokens, width = key.shape
+    grouped = query.shape[2]
+    per_query = entries * heads * (tokens + 3 * width) * 4
+    at_once = max(1, min(grouped, workspace_bytes // per_query))
+    parts = []
+    for start in range(0, grouped, at_once):
+        some = query[:, :, start : start + at_once][granule.entry_row]
+        part = attend(some, key, value, scoring, visible)
+        parts.append(merge_entries(part, granule.table))
+    if len(parts) == 1:
+        return parts[0]
+    return Partial(
+        torch.cat([part.output for part in parts], dim=2),
+        torch.cat([part.maximum for part in parts], dim=2),
+        torch.cat([part.total for part in parts], dim=2),
+    )

@@ -1,0 +1,227 @@
+"""A CPU as the device: a thread per lane, and a link that may be slowed down to a named ratio."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.errors import HeadraceError
+from headrace.runtime.lanes import Backend, Copy, Event
+from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
+
+_PIECE_BYTES = 1 << 20
+
+
+class CpuEvent(Event):
+    """An event that another thread sets."""
+
+    def __init__(self) -> None:
+        self._happened = threading.Event()
+        self._error: BaseException | None = None
+        self.start_s = 0.0
+        self.finish_s = 0.0
+
+    def happen(self, start_s: float, finish_s: float, error: BaseException | None = None) -> None:
+        """Set the event."""
+        self.start_s, self.finish_s, self._error = start_s, finish_s, error
+        self._happened.set()
+
+    @property
+    def happened(self) -> bool:
+        """Whether the event has happened."""
+        return self._happened.is_set()
+
+    def wait_on_host(self) -> None:
+        """Block until the event has happened."""
+        self._happened.wait()
+        if self._error is not None:
+            raise HeadraceError(f"a transfer failed: {self._error}") from self._error
+
+    def times_s(self) -> tuple[float, float]:
+        """Return start and finish, seconds since the backend's epoch."""
+        self.wait_on_host()
+        return self.start_s, self.finish_s
+
+
+class Direction:
+    """One direction of the link: transfers in the order in which they were started, and paced.
+
+    Args:
+        bytes_per_s: the rate that is emulated, or None for as fast as memory allows.
+    """
+
+    def __init__(self, bytes_per_s: float | None) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._turn = threading.Condition()
+        self._next_ticket = 0
+        self._serving = 0
+        self._free_s = 0.0
+
+    def ticket(self) -> int:
+        """Take the next place in the order."""
+        with self._turn:
+            self._next_ticket += 1
+            return self._next_ticket - 1
+
+    def run(self, ticket: int, copies: Sequence[Copy], ready_s: float) -> tuple[float, float]:
+        """Copy when it is this ticket's turn; return start and finish (``perf_counter``).
+
+        Args:
+            ticket: place in the order of transfers.
+            copies: what to copy.
+            ready_s: when the transfer could have begun, had the link been free. An emulated
+                transfer begins then or when the one before it ended, however late this thread
+                wakes up: the emulated link has no wake-up latency of its own.
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: self._serving == ticket)
+        try:
+            return self._copy(copies, ready_s)
+        finally:
+            with self._turn:
+                self._serving += 1
+                self._turn.notify_all()
+
+    def _copy(self, copies: Sequence[Copy], ready_s: float) -> tuple[float, float]:
+        start_s = time.perf_counter()
+        for copy in copies:
+            _memmove(copy)
+        if self._bytes_per_s is None:
+            return start_s, time.perf_counter()
+        size_bytes = sum(copy.size_bytes for copy in copies)
+        start_s = max(self._free_s, ready_s)
+        self._free_s = start_s + size_bytes / self._bytes_per_s
+        _sleep_until(self._free_s)
+        return start_s, self._free_s
+
+
+def _memmove(copy: Copy) -> None:
+    """Copy without torch: no second team of threads, and the interpreter's lock is free."""
+    size = copy.size_bytes
+    destination, source = copy.destination.data_ptr(), copy.source.data_ptr()
+    for offset in range(0, size, _PIECE_BYTES):
+        ctypes.memmove(destination + offset, source + offset, min(_PIECE_BYTES, size - offset))
+
+
+def _sleep_until(moment_s: float) -> None:
+    while (left_s := moment_s - time.perf_counter()) > 0:
+        time.sleep(left_s)
+
+
+@dataclass(frozen=True)
+class _Job:
+    copies: Sequence[Copy]
+    after: Sequence[Event]
+    direction: Direction
+    ticket: int
+    event: CpuEvent
+    submitted_s: float
+
+
+class _LaneThread:
+    """A thread that runs the transfers of one lane in order."""
+
+    def __init__(self, lane: Lane, epoch_s: float) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._epoch_s = epoch_s
+        self._thread = threading.Thread(
+            target=self._run, name=f"headrace-{lane.value}", daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, job: _Job) -> None:
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            error: BaseException | None = None
+            ready_s = start_s = finish_s = job.submitted_s
+            copies: Sequence[Copy] = job.copies
+            try:
+                for event in job.after:
+                    ready_s = max(ready_s, event.times_s()[1] + self._epoch_s)
+            except BaseException as caught:  # handed to whoever waits for the transfer
+                error, copies = caught, ()
+            try:
+                start_s, finish_s = job.direction.run(job.ticket, copies, ready_s)
+            except BaseException as caught:
+                error = caught
+            job.event.happen(start_s - self._epoch_s, finish_s - self._epoch_s, error)
+
+
+class CpuBackend(Backend):
+    """The CPU as the device.
+
+    Args:
+        h2d_bytes_per_s: host-to-device rate to emulate, or None for plain memory copies.
+        d2h_bytes_per_s: device-to-host rate to emulate, or None.
+    """
+
+    def __init__(
+        self, h2d_bytes_per_s: float | None = None, d2h_bytes_per_s: float | None = None
+    ) -> None:
+        self.device = torch.device("cpu")
+        emulated = h2d_bytes_per_s is not None or d2h_bytes_per_s is not None
+        self.origin = Origin.EMULATED if emulated else Origin.MEASURED
+        self._epoch_s = time.perf_counter()
+        h2d, d2h = Direction(h2d_bytes_per_s), Direction(d2h_bytes_per_s)
+        self._directions = {lane: h2d for lane in H2D_LANES} | {lane: d2h for lane in D2H_LANES}
+        self._lanes: dict[Lane, _LaneThread] = {}
+        self._pending: list[CpuEvent] = []
+
+    def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Start copies on a lane's thread."""
+        if lane not in self._lanes:
+            self._lanes[lane] = _LaneThread(lane, self._epoch_s)
+        direction, event = self._directions[lane], CpuEvent()
+        self._pending = [pending for pending in self._pending if not pending.happened]
+        self._pending.append(event)
+        job = _Job(copies, after, direction, direction.ticket(), event, time.perf_counter())
+        self._lanes[lane].submit(job)
+        return event
+
+    def mark(self) -> Event:
+        """Return an event that has happened: compute on the CPU is done when its call returns."""
+        return self.end_compute(self.begin_compute())
+
+    def begin_compute(self) -> object:
+        """Return the time."""
+        return time.perf_counter()
+
+    def end_compute(self, start: object) -> Event:
+        """Return an event that has happened, from ``start`` to now."""
+        assert isinstance(start, float)
+        event = CpuEvent()
+        event.happen(start - self._epoch_s, time.perf_counter() - self._epoch_s)
+        return event
+
+    def wait(self, event: Event) -> None:
+        """Block: the caller's thread is the compute lane."""
+        event.wait_on_host()
+
+    def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return plain memory."""
+        return torch.empty(tuple(shape), dtype=dtype)
+
+    def synchronize(self) -> None:
+        """Wait for all transfers."""
+        for event in self._pending:
+            event.wait_on_host()
+        self._pending = []
+
+    def close(self) -> None:
+        """End the lanes' threads."""
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes = {}

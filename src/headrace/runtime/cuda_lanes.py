@@ -1,0 +1,139 @@
+"""A CUDA device: a stream per lane, ordered by events, and host memory that is registered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headrace.errors import MemoryBudgetError
+from headrace.runtime.lanes import Backend, Copy, Event
+from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
+
+_REGISTER_PORTABLE = 1
+
+
+class CudaEvent(Event):
+    """A CUDA event, with the one that marked its start when a timeline is wanted."""
+
+    def __init__(
+        self, done: torch.cuda.Event, started: torch.cuda.Event | None, epoch: torch.cuda.Event
+    ) -> None:
+        self.done = done
+        self._started = started
+        self._epoch = epoch
+
+    def wait_on_host(self) -> None:
+        """Block until the event has happened (this one, not the device)."""
+        self.done.synchronize()
+
+    def times_s(self) -> tuple[float, float]:
+        """Return start and finish, seconds since the backend's epoch."""
+        self.done.synchronize()
+        finish_s = self._epoch.elapsed_time(self.done) / 1e3
+        if self._started is None:
+            return finish_s, finish_s
+        return self._epoch.elapsed_time(self._started) / 1e3, finish_s
+
+
+class CudaBackend(Backend):
+    """A CUDA device with its real link.
+
+    Args:
+        device: the CUDA device.
+        timed: record the start and the end of everything (two more event records an operation).
+    """
+
+    def __init__(self, device: torch.device, timed: bool = True) -> None:
+        self.device = device
+        self.origin = Origin.MEASURED
+        self._timed = timed
+        self._streams: dict[Lane, torch.cuda.Stream] = {}
+        self._last: dict[tuple[Lane, ...], tuple[Lane, torch.cuda.Event]] = {}
+        self._registered: list[Tensor] = []
+        self._epoch = torch.cuda.Event(enable_timing=True)
+        self._epoch.record(torch.cuda.current_stream(device))
+
+    def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Enqueue copies on the lane's stream."""
+        stream = self._streams.get(lane)
+        if stream is None:
+            stream = self._streams[lane] = torch.cuda.Stream(self.device)
+        direction = H2D_LANES if lane in H2D_LANES else D2H_LANES
+        for event in after:
+            assert isinstance(event, CudaEvent)
+            stream.wait_event(event.done)
+        last = self._last.get(direction)
+        if last is not None and last[0] is not lane:
+            stream.wait_event(last[1])
+        with torch.cuda.stream(stream):
+            started = self._record(stream) if self._timed else None
+            for copy in copies:
+                copy.destination.copy_(copy.source, non_blocking=True)
+            done = self._record(stream)
+        self._last[direction] = (lane, done)
+        return CudaEvent(done, started, self._epoch)
+
+    def mark(self) -> Event:
+        """Record an event on the current stream."""
+        return CudaEvent(self._record(self._compute), None, self._epoch)
+
+    def begin_compute(self) -> object:
+        """Record the start, if a timeline is wanted."""
+        return self._record(self._compute) if self._timed else None
+
+    def end_compute(self, start: object) -> Event:
+        """Record the end of compute so far."""
+        assert start is None or isinstance(start, torch.cuda.Event)
+        return CudaEvent(self._record(self._compute), start, self._epoch)
+
+    def wait(self, event: Event) -> None:
+        """Let the current stream wait for the event."""
+        assert isinstance(event, CudaEvent)
+        self._compute.wait_event(event.done)
+
+    def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return registered host memory.
+
+        torch's own pinned allocations are rounded up to a power of two; registering plain memory
+        is not. The pages are touched first, by all threads, which registering would do by one.
+        """
+        buffer = torch.empty(math.prod(shape), dtype=dtype)
+        if buffer.numel() == 0:
+            return buffer.view(tuple(shape))
+        buffer.view(torch.uint8).zero_()
+        size = buffer.numel() * buffer.element_size()
+        status = int(
+            torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), size, _REGISTER_PORTABLE)
+        )
+        if status != 0:
+            raise MemoryBudgetError(
+                f"could not register {size} bytes of host memory with CUDA (error {status}); "
+                "lower host_memory, or raise the limit of locked memory (ulimit -l)"
+            )
+        self._registered.append(buffer)
+        return buffer.view(tuple(shape))
+
+    def synchronize(self) -> None:
+        """Wait for every lane and for compute."""
+        for stream in self._streams.values():
+            stream.synchronize()
+        self._compute.synchronize()
+
+    def close(self) -> None:
+        """Wait for the lanes and release the host memory."""
+        self.synchronize()
+        for buffer in self._registered:
+            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
+        self._registered = []
+
+    @property
+    def _compute(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.device)
+
+    def _record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=self._timed)
+        event.record(stream)
+        return event

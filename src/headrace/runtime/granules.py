@@ -1,0 +1,120 @@
+"""A layout's pages, cut into the granules that are staged and attended at once.
+
+Shape suffixes: E entries (a page as one row sees it), R rows, N entries of a row, T tokens of a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.runtime.layout import Layout, Page, PageKind, Row
+
+
+@dataclass(frozen=True)
+class Granule:
+    """Pages of one kind that are brought to bear together.
+
+    Attributes:
+        kind: which pool they are in.
+        pages: distinct page numbers, ascending.
+        tokens: cached tokens that it holds, a shared page counted once.
+        entry_page: int64 ``[E]``; which of ``pages`` each entry is, or None for one entry a page.
+        entry_row: int64 ``[E]``; the row that sees each entry.
+        rows: int64 ``[R]``; the rows that have entries.
+        table: int64 ``[R, N]``; each such row's entries, -1 where it has fewer than N.
+        visible: bool ``[E, T]``, or None when every place of every page holds a visible token.
+        page_index: int64; ``pages`` on the device.
+    """
+
+    kind: PageKind
+    pages: tuple[int, ...]
+    tokens: int
+    entry_page: Tensor | None
+    entry_row: Tensor
+    rows: Tensor
+    table: Tensor
+    visible: Tensor | None
+    page_index: Tensor
+
+    @property
+    def entries(self) -> int:
+        """Entries of all rows."""
+        return self.entry_row.numel()
+
+
+def cut_granules(
+    layout: Layout, kind: PageKind, pages_at_once: int, device: torch.device
+) -> list[Granule]:
+    """Cut the pages of a pool into granules of about equal size.
+
+    Args:
+        layout: where the tokens are.
+        kind: which pool.
+        pages_at_once: most pages of a granule.
+        device: where the index tensors go.
+    """
+    uses = layout.pages(kind)
+    numbers = sorted({page.number for page, _ in uses})
+    if not numbers:
+        return []
+    parts = np.array_split(np.array(numbers), -(-len(numbers) // pages_at_once))
+    granules, start = [], 0
+    for part in parts:
+        stop = start
+        while stop < len(uses) and uses[stop][0].number <= part[-1]:
+            stop += 1
+        granules.append(_granule(layout, kind, part.tolist(), uses[start:stop], device))
+        start = stop
+    return granules
+
+
+def _granule(
+    layout: Layout,
+    kind: PageKind,
+    numbers: list[int],
+    uses: Sequence[tuple[Page, int]],
+    device: torch.device,
+) -> Granule:
+    place = {number: index for index, number in enumerate(numbers)}
+    entry_page = [place[page.number] for page, _ in uses]
+    entry_row = [row for _, row in uses]
+    rows = sorted(set(entry_row))
+    of_row: dict[int, list[int]] = {row: [] for row in rows}
+    for entry, row in enumerate(entry_row):
+        of_row[row].append(entry)
+    longest = max(len(entries) for entries in of_row.values())
+    table = [of_row[row] + [-1] * (longest - len(of_row[row])) for row in rows]
+    tokens = {page.number: len(page.tokens) for page, _ in uses}
+
+    def index(values: object) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+    return Granule(
+        kind=kind,
+        pages=tuple(numbers),
+        tokens=sum(tokens.values()),
+        entry_page=None if len(uses) == len(numbers) else index(entry_page),
+        entry_row=index(entry_row),
+        rows=index(rows),
+        table=index(table),
+        visible=_visible(uses, layout.rows, layout.block_tokens, device),
+        page_index=index(numbers),
+    )
+
+
+def _visible(
+    uses: Sequence[tuple[Page, int]], rows: Sequence[Row], size: int, device: torch.device
+) -> Tensor | None:
+    """Return which places hold a visible token, or None if all do."""
+    if all(len(page.tokens) == size and not rows[row].hidden for page, row in uses):
+        return None
+    visible = np.zeros((len(uses), size), dtype=np.bool_)
+    for entry, (page, row) in enumerate(uses):
+        hidden = rows[row].hidden
+        visible[entry, : len(page.tokens)] = [int(token) not in hidden for token in page.tokens]
+    return torch.from_numpy(visible).to(device, non_blocking=True)

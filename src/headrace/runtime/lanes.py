@@ -1,0 +1,91 @@
+"""The lanes of a device: asynchronous transfers and the events that order them.
+
+A backend is a device with its link. Compute happens on the caller's thread, in the order of the
+calls; transfers are handed to lanes and run beside it. Everything is ordered by events, never by
+waiting for the whole device. Above this interface the code is the same for CUDA and for a CPU.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.timeline import Lane, Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One copy of a transfer: two contiguous tensors of the same size and dtype."""
+
+    destination: Tensor
+    source: Tensor
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the copy moves."""
+        return self.source.numel() * self.source.element_size()
+
+
+class Event(ABC):
+    """Something that will have happened: the end of a transfer, or of compute so far."""
+
+    @abstractmethod
+    def wait_on_host(self) -> None:
+        """Block the calling thread until it has happened; raise what the transfer raised."""
+
+    @abstractmethod
+    def times_s(self) -> tuple[float, float]:
+        """Return start and finish in seconds since the backend's epoch, once it has happened."""
+
+
+class Backend(ABC):
+    """A device, its memory, and its link to the host."""
+
+    device: torch.device
+    origin: Origin
+    """Measured, or emulated when the link is slowed down on purpose."""
+
+    @abstractmethod
+    def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+        """Start copies on a lane and return the event of their end.
+
+        The copies begin when everything in ``after`` has happened and when the transfers that were
+        started before in the same direction, on whichever lane, have ended. Source and destination
+        belong to the transfer until its event has happened.
+        """
+
+    @abstractmethod
+    def mark(self) -> Event:
+        """Return the event of the end of all compute that was called so far."""
+
+    @abstractmethod
+    def begin_compute(self) -> object:
+        """Note the start of a piece of compute (only for timelines)."""
+
+    @abstractmethod
+    def end_compute(self, start: object) -> Event:
+        """Return the event of the end of compute so far, whose times begin at ``start``."""
+
+    @abstractmethod
+    def wait(self, event: Event) -> None:
+        """Let compute that is called from now on begin only when ``event`` has happened."""
+
+    @abstractmethod
+    def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return uninitialised host memory that the link reaches at its full rate."""
+
+    def device_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return zeroed device memory."""
+        return torch.zeros(tuple(shape), dtype=dtype, device=self.device)
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for all transfers and all compute. Never used inside a step."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the lanes; release host memory."""

@@ -1,0 +1,417 @@
+"""Where each cached token lives: pages, the tail, and what a step moves between them.
+
+Pure bookkeeping, no tensors. All layers that have a cache on the host hold the same tokens in the
+same places, so one layout serves them all.
+
+A page holds up to ``block_tokens`` tokens of one row. Attention does not care for the order of its
+keys, so a page may hold any tokens of its row, and pages may be brought in any order. A row's newest
+tokens live in its tail on the device; when the tail is full, it becomes a page. Rows have their own
+lengths, and padding is never cached.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import ConfigurationError
+from headrace.plan.policies import Split
+
+TokenNumbers = NDArray[np.int64]
+
+
+class PageKind(StrEnum):
+    """How a page's tokens are stored, which decides the path that brings them to bear."""
+
+    ACTIVATIONS = "activations"
+    """X on the host: recompute."""
+    KV = "kv"
+    """Keys and values on the host: stream."""
+    RESIDENT = "resident"
+    """Keys and values on the device: resident."""
+
+
+@dataclass(eq=False)
+class Page:
+    """A page of one of the three pools.
+
+    Attributes:
+        kind: which pool.
+        number: its place in the pool.
+        tokens: numbers (within the row) of the tokens it holds, ascending.
+        users: rows that hold this page (more than one after beams were split).
+    """
+
+    kind: PageKind
+    number: int
+    tokens: TokenNumbers
+    users: int = 1
+
+
+@dataclass
+class Row:
+    """One sequence.
+
+    Attributes:
+        columns: for each cached token, the column of the padded batch that it came from.
+        pages: full and partly filled pages, in the order in which they were made.
+        tail: numbers of the tokens in the tail, ascending.
+        hidden: whether some cached token is masked out by the attention mask.
+    """
+
+    columns: list[int] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+    tail: list[int] = field(default_factory=list)
+    hidden: set[int] = field(default_factory=set)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return len(self.columns)
+
+    def copy(self) -> Row:
+        """Return a row that shares the pages."""
+        for page in self.pages:
+            page.users += 1
+        return Row(list(self.columns), list(self.pages), list(self.tail), set(self.hidden))
+
+
+@dataclass(frozen=True)
+class PageFill:
+    """Tokens that a step brings into a page.
+
+    Attributes:
+        page: where they go.
+        row: whose they are.
+        offset: first place in the page (places before it were filled by an earlier step).
+        tail_slots: places of the row's tail whose tokens come first.
+        new: indices of the row's new tokens (columns of the step's input) that come after them.
+    """
+
+    page: Page
+    row: int
+    offset: int
+    tail_slots: tuple[int, ...]
+    new: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Tokens that the fill moves."""
+        return len(self.tail_slots) + len(self.new)
+
+
+@dataclass(frozen=True)
+class TailFill:
+    """What a row's tail holds after a step: some of its old tokens, then some new ones."""
+
+    row: int
+    tail_slots: tuple[int, ...]
+    new: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepMoves:
+    """What a step's new tokens do to the cache, the same for each layer.
+
+    Attributes:
+        generated: whether each row has at most one new token. It is then written to the tail before
+            the step attends, and ``fills`` take from the tail alone; ``tails`` is empty.
+        new: for each row, the indices among the step's inputs that are tokens.
+        first_token: number (within its row) of each row's first new token.
+        tail_before: tokens in each row's tail before the step.
+        fills: pages that get tokens.
+        tails: rows whose tail changes.
+    """
+
+    generated: bool
+    new: tuple[tuple[int, ...], ...]
+    first_token: tuple[int, ...]
+    tail_before: tuple[int, ...]
+    fills: tuple[PageFill, ...]
+    tails: tuple[TailFill, ...]
+
+
+class PagePool:
+    """Numbers of free pages; the lowest is given first, so that used pages lie close together."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._free = list(range(capacity))
+
+    @property
+    def free(self) -> int:
+        """Pages that are not in use."""
+        return len(self._free)
+
+    def take(self) -> int | None:
+        """Return the lowest free page, or None."""
+        return heapq.heappop(self._free) if self._free else None
+
+    def give_back(self, number: int) -> None:
+        """Make a page free again."""
+        heapq.heappush(self._free, number)
+
+    def grow(self, capacity: int) -> None:
+        """Add pages up to a new capacity."""
+        for number in range(self.capacity, capacity):
+            heapq.heappush(self._free, number)
+        self.capacity = max(self.capacity, capacity)
+
+
+class Layout:
+    """The places of all tokens of a batch.
+
+    Args:
+        block_tokens: tokens of a page, and of a row's tail.
+        split: shares of the prompt's tokens on each path.
+    """
+
+    def __init__(self, block_tokens: int, split: Split) -> None:
+        self.block_tokens = block_tokens
+        self.rows: list[Row] = []
+        self.pools = {kind: PagePool(0) for kind in PageKind}
+        self.version = 0
+        """Rises whenever the set of pages, or who uses them, changes."""
+        self._split = split
+        self._new_token_kind = (
+            PageKind.RESIDENT if split.resident >= 1.0 - 1e-9 else PageKind.KV
+        )
+
+    def start(self, rows: int) -> None:
+        """Begin with empty rows."""
+        self.rows = [Row() for _ in range(rows)]
+        self.version += 1
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in the cache of each row."""
+        return [row.length for row in self.rows]
+
+    def pages(self, kind: PageKind) -> list[tuple[Page, int]]:
+        """Return the pages of a pool with the row that uses each, by page number, then row."""
+        used = [
+            (page, number)
+            for number, row in enumerate(self.rows)
+            for page in row.pages
+            if page.kind is kind
+        ]
+        return sorted(used, key=lambda use: (use[0].number, use[1]))
+
+    def pages_needed(self, new_tokens: Sequence[int]) -> dict[PageKind, int]:
+        """Return at most how many further pages of each kind that many new tokens can need."""
+        kinds = [kind for kind in PageKind if self._share(kind) > 0]
+        blocks = sum(-(-count // self.block_tokens) + 1 for count in new_tokens)
+        return {kind: blocks if kind in kinds else 0 for kind in PageKind}
+
+    def append(self, new: Sequence[Sequence[int]], first_column: int) -> StepMoves:
+        """Place new tokens.
+
+        A single new token of a row is a generated one and goes to the tail as keys and values.
+        Several are a prompt's, and are divided over the paths by the split.
+
+        Args:
+            new: for each row, the indices among the step's inputs that are tokens (not padding).
+            first_column: column of the padded batch of the step's first input.
+        """
+        generated = all(len(indices) <= 1 for indices in new)
+        first_token = tuple(self.lengths)
+        before = tuple(len(row.tail) for row in self.rows)
+        fills: list[PageFill] = []
+        tails: list[TailFill] = []
+        for number, (row, indices) in enumerate(zip(self.rows, new, strict=True)):
+            if not indices:
+                continue
+            row.columns.extend(first_column + index for index in indices)
+            if generated:
+                self._append_generated(number, row, fills)
+            else:
+                self._append_prompt(number, row, list(indices), fills, tails)
+        if fills:
+            self.version += 1
+        columns = tuple(tuple(indices) for indices in new)
+        return StepMoves(generated, columns, first_token, before, tuple(fills), tuple(tails))
+
+    def _append_generated(self, number: int, row: Row, fills: list[PageFill]) -> None:
+        """Put one token into the tail, and the tail into a page when it is full."""
+        row.tail.append(row.length - 1)
+        if len(row.tail) == self.block_tokens:
+            slots = tuple(range(self.block_tokens))
+            fills.append(PageFill(self._new_kv_page(row, row.tail), number, 0, slots, ()))
+            row.tail = []
+
+    def _append_prompt(
+        self,
+        number: int,
+        row: Row,
+        indices: list[int],
+        fills: list[PageFill],
+        tails: list[TailFill],
+    ) -> None:
+        """Divide a prompt's tokens over pages of X, pages of keys and values, and the tail."""
+        start = row.length - len(indices)
+        kept = indices
+        if self._split.recompute > 0:
+            kept = self._fill_activations(number, row, start, indices, fills)
+        token_of = {index: start + place for place, index in enumerate(indices)}
+        waiting = [(True, slot) for slot in range(len(row.tail))]
+        waiting += [(False, index) for index in kept]
+        tokens = row.tail + [token_of[index] for index in kept]
+        size = self.block_tokens
+        while len(waiting) >= size:
+            page = self._new_kv_page(row, tokens[:size])
+            fills.append(PageFill(page, number, 0, *_divide(waiting[:size])))
+            waiting, tokens = waiting[size:], tokens[size:]
+        row.tail = tokens
+        tails.append(TailFill(number, *_divide(waiting)))
+
+    def _new_kv_page(self, row: Row, tokens: Sequence[int]) -> Page:
+        page = self._take(self._kv_kind(row))
+        page.tokens = np.array(tokens, dtype=np.int64)
+        row.pages.append(page)
+        return page
+
+    def _fill_activations(
+        self, number: int, row: Row, start: int, indices: list[int], fills: list[PageFill]
+    ) -> list[int]:
+        """Bring the recompute share of the new tokens into pages of X; return the others."""
+        others: list[int] = []
+        stored = sum(len(page.tokens) for page in row.pages if page.kind is PageKind.ACTIVATIONS)
+        position = 0
+        while position < len(indices):
+            block = indices[position : position + self.block_tokens]
+            seen = start + position + len(block)
+            if stored + len(block) / 2 <= self._split.recompute * seen:
+                taken = self._fill_page(number, row, start + position, block, fills)
+                stored += taken
+            else:
+                taken = len(block)
+                others.extend(block)
+            position += taken
+        return others
+
+    def _fill_page(
+        self, number: int, row: Row, token: int, block: list[int], fills: list[PageFill]
+    ) -> int:
+        """Put tokens that follow each other into a page of X: the last one if it has room."""
+        last = row.pages[-1] if row.pages else None
+        room = 0
+        if last is not None and last.kind is PageKind.ACTIVATIONS and last.users == 1:
+            room = self.block_tokens - len(last.tokens)
+        page = last if room > 0 else None
+        if page is None:
+            page = self._take(PageKind.ACTIVATIONS)
+            row.pages.append(page)
+        offset = len(page.tokens)
+        taken = min(len(block), self.block_tokens - offset)
+        page.tokens = np.append(page.tokens, np.arange(token, token + taken))
+        fills.append(PageFill(page, number, offset, (), tuple(block[:taken])))
+        return taken
+
+    def _kv_kind(self, row: Row) -> PageKind:
+        """Return where the next page of keys and values goes: to the device up to its share."""
+        if self._new_token_kind is PageKind.RESIDENT or self._split.resident == 0:
+            return self._new_token_kind
+        resident = sum(len(page.tokens) for page in row.pages if page.kind is PageKind.RESIDENT)
+        room = self.pools[PageKind.RESIDENT].free > 0
+        due = resident + self.block_tokens / 2 <= self._split.resident * row.length
+        return PageKind.RESIDENT if room and due else PageKind.KV
+
+    def _take(self, kind: PageKind) -> Page:
+        number = self.pools[kind].take()
+        if number is None:
+            raise ConfigurationError(
+                f"no free page of kind {kind.value}: the pool of {self.pools[kind].capacity} pages "
+                "is used up; reserve more tokens"
+            )
+        return Page(kind, number, np.empty(0, dtype=np.int64))
+
+    def _share(self, kind: PageKind) -> float:
+        if kind is PageKind.ACTIVATIONS:
+            return self._split.recompute
+        if kind is PageKind.RESIDENT:
+            return self._split.resident
+        return 1.0 if self._new_token_kind is PageKind.KV else 0.0
+
+    def select(self, sources: Sequence[int]) -> None:
+        """Let row i become what row ``sources[i]`` was; shared pages stay where they are."""
+        rows = [self.rows[source].copy() for source in sources]
+        for row in self.rows:
+            self._release(row.pages)
+        self.rows = rows
+        self.version += 1
+
+    def crop(self, columns: int) -> None:
+        """Forget every token from this column of the padded batch on.
+
+        Rows that share a page agree about its tokens' columns, so they agree about what is left.
+        """
+        for row in self.rows:
+            length = sum(column < columns for column in row.columns)
+            if length == row.length:
+                continue
+            row.columns = row.columns[:length]
+            row.hidden = {token for token in row.hidden if token < length}
+            row.tail = [token for token in row.tail if token < length]
+            kept = []
+            for page in row.pages:
+                page.tokens = page.tokens[page.tokens < length]
+                if len(page.tokens) > 0:
+                    kept.append(page)
+                else:
+                    self._release([page])
+            row.pages = kept
+            self.version += 1
+
+    def show(self, number: int, visible_columns: NDArray[np.bool_]) -> None:
+        """Let the attention mask of a row say which of its cached tokens are seen."""
+        row = self.rows[number]
+        hidden = {token for token, column in enumerate(row.columns) if not visible_columns[column]}
+        if hidden != row.hidden:
+            row.hidden = hidden
+            self.version += 1
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        for row in self.rows:
+            self._release(row.pages)
+        self.rows = []
+        self.version += 1
+
+    def _release(self, pages: Sequence[Page]) -> None:
+        for page in pages:
+            page.users -= 1
+            if page.users == 0:
+                self.pools[page.kind].give_back(page.number)
+
+    def check_integrity(self) -> None:
+        """Raise if a token is lost, doubled, or if a page is used and free at once (for tests)."""
+        users: dict[int, int] = {}
+        for row in self.rows:
+            places = [token for page in row.pages for token in page.tokens.tolist()] + row.tail
+            if sorted(places) != list(range(row.length)):
+                raise AssertionError(f"row of {row.length} tokens holds {sorted(places)}")
+            if len(row.tail) >= self.block_tokens:
+                raise AssertionError(f"tail holds {len(row.tail)} of {self.block_tokens} tokens")
+            for page in row.pages:
+                users[id(page)] = users.get(id(page), 0) + 1
+                if page.users < 1:
+                    raise AssertionError("a row holds a page that was given back")
+        for kind, pool in self.pools.items():
+            pages = {id(page): page for page, _ in self.pages(kind)}
+            if any(page.users != users[identity] for identity, page in pages.items()):
+                raise AssertionError(f"wrong number of users of a page of kind {kind.value}")
+            if pool.capacity - pool.free != len(pages):
+                raise AssertionError(f"pages of kind {kind.value} are lost")
+
+
+def _divide(waiting: Sequence[tuple[bool, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tail slots and the new indices of a run of tokens (old ones come first)."""
+    return (
+        tuple(place for old, place in waiting if old),
+        tuple(place for old, place in waiting if not old),
+    )

@@ -1,0 +1,426 @@
+"""A batch's whole cache: pages on the host and on the device, the tail, the windows.
+
+This is where a step is put together: places for the new tokens, the program, and for each layer the
+attention over everything that its rows have.
+
+Shape suffixes: B rows, H key/value heads, G queries per key/value head, q inputs of the step, T
+tokens of a page, D head width, M model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.errors import MemoryBudgetError
+from headrace.runtime.attention import (
+    Accumulator,
+    Partial,
+    Scoring,
+    attend,
+    attend_causal,
+    group_queries,
+    ungroup_output,
+)
+from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
+from headrace.runtime.lanes import Backend, Event
+from headrace.runtime.layout import Layout, PageKind, StepMoves
+from headrace.runtime.moves import StepIndex, index_moves
+from headrace.runtime.programs import ProgramMaker
+from headrace.runtime.prompt import attend_prompt, row_spans
+from headrace.runtime.recorder import Recorder
+from headrace.runtime.settings import CacheSettings
+from headrace.runtime.staging import StagingRing, StoreRing
+from headrace.runtime.store import LayerWidths, PageStore
+from headrace.runtime.tail import Tail, tail_visible
+from headrace.runtime.window import WindowCache
+from headrace.runtime.writer import Writer
+from headrace.timeline import Lane
+from headrace.units import format_bytes
+
+STORE_SLOTS = 3
+"""Buffers through which stores leave the device."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What the layers of a running step share.
+
+    Attributes:
+        moves: what becomes of the new tokens.
+        index: the same as tensors.
+        fresh: whether no row had anything cached before.
+        spans: rows by the span of their inputs, if each is contiguous.
+        visible: bool ``[B, 1, 1, T]``; places of the tail that are seen.
+        tail_token: int64 ``[B, T]``; 0 for such a place, -1 for others (older than any query).
+    """
+
+    moves: StepMoves
+    index: StepIndex
+    fresh: bool
+    spans: dict[tuple[int, int], list[int]] | None
+    visible: Tensor
+    tail_token: Tensor
+
+
+class PagedCache:
+    """The cache of a batch of rows.
+
+    Args:
+        backend: device and link.
+        settings: how it is laid out.
+        rebuild: makes keys and values of a layer from X.
+        rows: sequences in the batch.
+        reserve_tokens: tokens a row for which everything is allocated now.
+
+    Raises:
+        MemoryBudgetError: the host memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: CacheSettings,
+        rebuild: Rebuild,
+        rows: int,
+        reserve_tokens: int,
+    ) -> None:
+        self.recorder = Recorder()
+        self._backend = backend
+        self._settings = settings
+        self._block = settings.geometry.block_tokens
+        widths = dict(settings.widths)
+        self._layout = Layout(self._block, settings.split)
+        self._layout.start(rows)
+        self._store = PageStore(backend, widths, settings.dtype, self._block)
+        self._tail = Tail(backend, widths, rows, self._block, settings.dtype)
+        self._windows = _make_windows(backend, settings, rows)
+        self._ring = StagingRing(
+            backend,
+            settings.geometry.ring_slots,
+            settings.slot_elements,
+            settings.dtype,
+            settings.poison,
+        )
+        self._store_ring = StoreRing(backend, STORE_SLOTS, settings.slot_elements, settings.dtype)
+        self._writer = Writer(
+            backend, self._store, self._store_ring, widths, self._block, self._note_store
+        )
+        self._conveyor = Conveyor(
+            backend,
+            self._store,
+            self._ring,
+            widths,
+            self._block,
+            rebuild,
+            self._writer.last_store,
+            self.recorder,
+            settings.workspace_bytes,
+        )
+        self._programs = ProgramMaker(settings, self._layout, backend.device)
+        self._now: _Step | None = None
+        self._reserve([reserve_tokens] * rows)
+
+    # What it holds
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the batch."""
+        return len(self._layout.rows)
+
+    @property
+    def layout(self) -> Layout:
+        """Where each token is."""
+        return self._layout
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of all pools."""
+        return self._store.host_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory of staging, tail, windows and resident pages."""
+        windows = sum(window.size_bytes for window in set(self._windows.values()))
+        buffers = self._ring.size_bytes + self._store_ring.size_bytes + self._tail.size_bytes
+        return buffers + windows + self._store.device_bytes
+
+    @property
+    def growths(self) -> int:
+        """How often a pool has been allocated or enlarged."""
+        return self._store.growths
+
+    # A step
+
+    def begin_step(
+        self, new: Sequence[Sequence[int]], q_len: int, first_column: int, position_Bq: Tensor
+    ) -> None:
+        """Place the step's tokens and start its loads.
+
+        Args:
+            new: for each row, the indices among the step's inputs that are tokens (not padding).
+            q_len: inputs of the step.
+            first_column: column of the padded batch of the first input.
+            position_Bq: int64, on the device; the position of each input, for rotary embedding.
+        """
+        self._reserve([len(indices) for indices in new])
+        before = self._layout.lengths
+        tails = [len(row.tail) for row in self._layout.rows]
+        granules = self._programs.granules()
+        program = self._programs.program(self.rows, q_len, sum(tails))
+        moves = self._layout.append(new, first_column)
+        if moves.fills:
+            program = replace(
+                self._programs.program_with_stores(
+                    self.rows, q_len, sum(tails), moves, granules
+                ),
+                version=program.version,
+            )
+        index = index_moves(
+            moves, q_len, self._block, self._writer.pages_at_once(), self._backend.device
+        )
+        self._now = self._step(moves, index, fresh=not any(before))
+        self._note_positions(index, position_Bq)
+        for window in set(self._windows.values()):
+            window.begin_step(index.token_Bq, moves.new)
+        after = self._programs.program(self.rows, 1, sum(tails))
+        self._conveyor.begin_step(program, after)
+
+    def _step(self, moves: StepMoves, index: StepIndex, fresh: bool) -> _Step:
+        """Return what the layers share. Generated tokens are in the tail when it is attended to."""
+        counts = list(moves.tail_before)
+        if moves.generated:
+            counts = [
+                count + len(indices) for count, indices in zip(counts, moves.new, strict=True)
+            ]
+        hidden = [
+            {slot for slot, token in enumerate(row.tail[:count]) if token in row.hidden}
+            if row.hidden
+            else set()
+            for row, count in zip(self._layout.rows, counts, strict=True)
+        ]
+        visible = tail_visible(counts, hidden, self._block, self._backend.device)
+        return _Step(
+            moves=moves,
+            index=index,
+            fresh=fresh,
+            spans=row_spans(moves.new) if fresh else None,
+            visible=visible,
+            tail_token=visible[:, 0, 0].to(torch.int64) - 1,
+        )
+
+    def _note_positions(self, index: StepIndex, position_Bq: Tensor) -> None:
+        """Keep the positions of tokens whose X is stored: rebuilding needs them."""
+        for batch in index.fills:
+            if batch.kind is not PageKind.ACTIVATIONS:
+                continue
+            positions = position_Bq[batch.rows_NT, batch.sources_NT]
+            if not any(batch.offsets):
+                self._store.positions[batch.page_index] = positions
+                continue
+            for place, (page, offset, count) in enumerate(
+                zip(batch.pages, batch.offsets, batch.counts, strict=True)
+            ):
+                self._store.positions[page, offset : offset + count] = positions[place, :count]
+
+    def attend(
+        self,
+        layer: int,
+        activations: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+    ) -> Tensor:
+        """Attend a layer's queries to all tokens of their rows, and keep the new ones.
+
+        Args:
+            layer: index of the layer.
+            activations: X of the step's inputs ``[B, q, M]``; needed where X is stored.
+            query: ``[B, heads, q, D]``.
+            key: ``[B, H, q, D]``, after position embedding.
+            value: ``[B, H, q, D]``.
+            scoring: scale, soft cap and window.
+
+        Returns:
+            The output ``[B, q, heads, D]``.
+        """
+        assert self._now is not None
+        q_len = query.shape[2]
+        grouped = group_queries(query, key.shape[1])
+        if layer in self._windows:
+            work = self._window_work(layer, query, grouped, key, value, scoring)
+        else:
+            work = self._paged_work(layer, activations, query, grouped, key, value, scoring)
+        return ungroup_output(self._conveyor.run_layer(layer, work), q_len)
+
+    def _window_work(
+        self,
+        layer: int,
+        query: Tensor,
+        grouped: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+    ) -> LayerWork:
+        assert self._now is not None
+        window, token_Bq = self._windows[layer], self._now.index.token_Bq
+
+        def attend_new() -> Partial:
+            return window.attend(
+                layer, grouped, key, value, token_Bq, scoring, self._settings.workspace_bytes
+            )
+
+        return LayerWork(grouped, scoring, attend_new, store=lambda: None)
+
+    def _paged_work(
+        self,
+        layer: int,
+        activations: Tensor | None,
+        query: Tensor,
+        grouped: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+    ) -> LayerWork:
+        assert self._now is not None
+        step = self._now
+
+        def attend_new() -> Partial | Tensor:
+            if step.moves.generated:
+                self._tail.write(layer, key, value, step.index)
+                return attend(grouped, *self._tail.layer(layer), scoring, step.visible)
+            if step.fresh and step.spans is not None and scoring.softcap is None:
+                output = attend_prompt(query, key, value, scoring.scale, step.spans)
+                return group_queries(output, key.shape[1])
+            return self._attend_tail_and_new(layer, grouped, key, value, scoring, step)
+
+        def store() -> None:
+            self._store_new(layer, activations, key, value, step.index)
+
+        return LayerWork(grouped, scoring, attend_new, store)
+
+    def _attend_tail_and_new(
+        self, layer: int, grouped: Tensor, key: Tensor, value: Tensor, scoring: Scoring, step: _Step
+    ) -> Partial:
+        """Attend several new tokens to the tail from before, and causally to themselves."""
+        accumulator = Accumulator(grouped)
+        token_Bq, workspace = step.index.token_Bq, self._settings.workspace_bytes
+        if not step.index.tail_empty:
+            accumulator.add(
+                attend_causal(
+                    grouped,
+                    *self._tail.layer(layer),
+                    scoring,
+                    token_Bq,
+                    step.tail_token,
+                    workspace,
+                )
+            )
+        accumulator.add(
+            attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace)
+        )
+        return accumulator.result()
+
+    def _store_new(
+        self, layer: int, activations: Tensor | None, key: Tensor, value: Tensor, index: StepIndex
+    ) -> None:
+        """Bring full pages to their place, and what is left to the tail."""
+        if not index.fills and index.tails is None:
+            return
+        sources = self._tail.layer(layer)
+        if not index.generated:
+            if index.tail_empty:
+                sources = (key, value)
+            else:
+                keys, values = sources
+                sources = (torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2))
+        for batch in index.fills:
+            if batch.kind is PageKind.ACTIVATIONS:
+                assert activations is not None
+                self._writer.write(layer, batch, (activations,))
+            else:
+                self._writer.write(layer, batch, sources)
+        if index.tails is not None:
+            self._tail.update(layer, *sources, index.tails)
+
+    def end_step(self) -> None:
+        """Say that the model's forward has ended."""
+        self._conveyor.end_step()
+        self._now = None
+
+    def _note_store(self, layer: int, kind: PageKind, event: Event, size_bytes: int) -> None:
+        lane = Lane.STORE_KV if kind is PageKind.KV else Lane.STORE_ACTIVATIONS
+        self.recorder.note_work(
+            self._conveyor.step, lane, lane.value, layer, event, size_bytes=size_bytes
+        )
+
+    # Between steps
+
+    def _reserve(self, new_tokens: Sequence[int]) -> None:
+        """Make sure that the pools can take that many further tokens of each row."""
+        for kind, needed in self._layout.pages_needed(new_tokens).items():
+            pool = self._layout.pools[kind]
+            missing = needed - pool.free
+            if missing <= 0:
+                continue
+            added = max(missing, pool.capacity // 4)
+            limit = self._settings.host_memory_bytes
+            asked = self.host_bytes + self._store.bytes_of(kind, added)
+            if limit is not None and kind is not PageKind.RESIDENT and asked > limit:
+                added = missing
+                asked = self.host_bytes + self._store.bytes_of(kind, added)
+                if asked > limit:
+                    raise MemoryBudgetError(
+                        f"the cache needs {format_bytes(asked)} of host memory, but host_memory "
+                        f"allows {format_bytes(limit)}; allow more, or use fewer rows or tokens"
+                    )
+            self._store.grow(kind, added)
+            pool.grow(pool.capacity + added)
+
+    def show(self, row: int, visible_columns: NDArray[np.bool_]) -> None:
+        """Let the attention mask of a row say which of its cached tokens are seen."""
+        self._layout.show(row, visible_columns)
+        for window in set(self._windows.values()):
+            window.hide(row, self._layout.rows[row].hidden)
+
+    def select(self, sources: Sequence[int]) -> None:
+        """Let row i become what row ``sources[i]`` was."""
+        self._layout.select(sources)
+        index = torch.tensor(list(sources), dtype=torch.int64).to(self._backend.device)
+        self._tail.select(index)
+        for window in set(self._windows.values()):
+            window.select(index)
+
+    def crop(self, columns: int) -> None:
+        """Forget every token from this column of the padded batch on."""
+        before = self._layout.lengths
+        lengths = [sum(column < columns for column in row.columns) for row in self._layout.rows]
+        removed = max((old - new for old, new in zip(before, lengths, strict=True)), default=0)
+        for window in set(self._windows.values()):
+            window.crop(lengths, removed)
+        self._layout.crop(columns)
+
+    def drain(self) -> None:
+        """Wait for everything that is under way, and throw away what was loaded ahead."""
+        self._conveyor.reset()
+        self._backend.synchronize()
+
+
+def _make_windows(
+    backend: Backend, settings: CacheSettings, rows: int
+) -> dict[int, WindowCache]:
+    """Return the window cache of each windowed layer; layers with the same window share one."""
+    by_window: dict[int, dict[int, LayerWidths]] = {}
+    for layer, (width, window) in settings.windows.items():
+        by_window.setdefault(window, {})[layer] = width
+    caches = {
+        window: WindowCache(backend, widths, window, rows, settings.dtype)
+        for window, widths in by_window.items()
+    }
+    return {layer: caches[window] for layer, (_, window) in settings.windows.items()}

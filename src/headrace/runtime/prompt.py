@@ -1,0 +1,66 @@
+"""Attention of a prompt that has nothing cached before it, row by row without padding.
+
+Shape suffixes: B rows, q inputs of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def row_spans(new: Sequence[Sequence[int]]) -> dict[tuple[int, int], list[int]] | None:
+    """Return rows by the span (first, end) of their inputs, or None if some are not contiguous."""
+    spans: dict[tuple[int, int], list[int]] = {}
+    for row, indices in enumerate(new):
+        if not indices:
+            continue
+        first, end = indices[0], indices[-1] + 1
+        if end - first != len(indices):
+            return None
+        spans.setdefault((first, end), []).append(row)
+    return spans
+
+
+def attend_prompt(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    spans: dict[tuple[int, int], list[int]],
+) -> Tensor:
+    """Attend each row's prompt causally to itself.
+
+    Rows with the same span go together, so that no mask is needed and torch's fast kernels apply.
+
+    Args:
+        query: ``[B, heads, q, D]``.
+        key: ``[B, H, q, D]``.
+        value: ``[B, H, q, D]``.
+        scale: factor on the products.
+        spans: from ``row_spans``.
+
+    Returns:
+        The output ``[B, heads, q, D]``; 0 for padding.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    whole = (0, query.shape[2])
+    if list(spans) == [whole] and len(spans[whole]) == query.shape[0]:
+        return F.scaled_dot_product_attention(
+            query, key, value, scale=scale, is_causal=True, enable_gqa=grouped
+        )
+    output = torch.zeros_like(query)
+    for (first, end), rows in spans.items():
+        index = torch.tensor(rows, device=query.device)
+        output[index, :, first:end] = F.scaled_dot_product_attention(
+            query[index, :, first:end],
+            key[index, :, first:end],
+            value[index, :, first:end],
+            scale=scale,
+            is_causal=True,
+            enable_gqa=grouped,
+        )
+    return output

@@ -1,0 +1,60 @@
+"""How a cache is laid out and run: the plan, in the runtime's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from headrace.model.shape import ModelShape
+from headrace.plan.geometry import Geometry
+from headrace.plan.policies import Policy, Split
+from headrace.runtime.layout import PageKind
+from headrace.runtime.store import LayerWidths
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """How a cache is laid out and run.
+
+    Attributes:
+        shape: the model, for the costs in the program.
+        dtype: of cache and activations.
+        policy: decides the order of operations.
+        split: shares of the prompt on each path.
+        geometry: tokens of a page, size and number of staging slots.
+        widths: of each layer whose cache is paged.
+        windows: of each layer that attends to a window: its widths and the window in tokens.
+        workspace_bytes: bound on the attention scores that exist at once.
+        host_memory_bytes: bound on the pools in host memory, or None.
+        poison: overwrite staging slots once they have been read (tests).
+    """
+
+    shape: ModelShape
+    dtype: torch.dtype
+    policy: Policy
+    split: Split
+    geometry: Geometry
+    widths: Mapping[int, LayerWidths]
+    windows: Mapping[int, tuple[LayerWidths, int]]
+    workspace_bytes: int = 1 << 28
+    host_memory_bytes: int | None = None
+    poison: bool = False
+
+    def pages_at_once(self, kind: PageKind) -> int:
+        """Return the pages of a kind that fit a staging slot, whichever the layer."""
+        slot = self.geometry.granule_bytes // self.dtype.itemsize
+        page = self._largest_page(kind)
+        return max(1, slot // page) if page else 1
+
+    @property
+    def slot_elements(self) -> int:
+        """Elements of a staging slot: a granule, or one page where that is larger."""
+        slot = self.geometry.granule_bytes // self.dtype.itemsize
+        return max(slot, *(self._largest_page(kind) for kind in PageKind))
+
+    def _largest_page(self, kind: PageKind) -> int:
+        tokens = self.geometry.block_tokens
+        sizes = [width.page_elements(kind, tokens) for width in self.widths.values()]
+        return max(sizes, default=0)

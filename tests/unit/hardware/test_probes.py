@@ -1,0 +1,138 @@
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from headrace.errors import ConfigurationError, ProfileError
+from headrace.hardware.catalog import emulated_link_rate, machine
+from headrace.hardware.identity import local_identity
+from headrace.hardware.probe_bench import QUICK
+from headrace.hardware.probe_device import CpuProbeDevice, busy, resolve_device
+from headrace.hardware.probes import Widths, add_extra_probes, profile_machine
+from headrace.timeline import Origin
+
+KIB = 2**10
+TINY = replace(
+    QUICK,
+    repeats=2,
+    sample_s=0.001,
+    warm_up_s=0.001,
+    transfer_bytes=(16 * KIB, 64 * KIB),
+    cpu_tokens=(4, 8),
+    cuda_tokens=(4, 8),
+    memory_bytes=256 * KIB,
+)
+SHAPE = Widths(32, 16, "float32")
+
+TOGETHER = (
+    "h2d_while_d2h_bytes_per_s",
+    "d2h_while_h2d_bytes_per_s",
+    "h2d_while_compute_bytes_per_s",
+    "gemm_while_h2d_flops_per_s",
+    "h2d_while_host_bytes_per_s",
+    "host_while_h2d_bytes_per_s",
+)
+
+
+def check_measurements(profile):
+    for name, found in profile.measurements.items():
+        assert 0 < found.minimum <= found.median <= found.maximum, name
+        assert found.repeats >= 2
+
+
+def test_a_measured_machine():
+    lines = []
+    profile = profile_machine(
+        "cpu", SHAPE, "bfloat16", quick=True, effort=TINY, progress=lines.append
+    )
+    assert profile.origin is Origin.MEASURED
+    assert (profile.device, profile.emulates, profile.quick) == ("cpu", None, True)
+    assert profile.identity == local_identity()
+    assert list(profile.gemm_flops_per_s) == ["bfloat16", "float32"]
+    assert [point.tokens for point in profile.gemm_curve] == [4, 8, 4, 8]
+    assert {(point.d_model, point.width) for point in profile.gemm_curve} == {(32, 32)}
+    assert [size for size, _ in profile.h2d_curve] == [16 * KIB, 64 * KIB]
+    assert profile.h2d_bytes_per_s == profile.h2d_curve[-1][1]
+    assert all(getattr(profile, name) > 0 for name in TOGETHER)
+    assert profile.attend_bytes_per_s is None
+    assert not any(name.startswith("unpaced") for name in profile.measurements)
+    assert len(lines) == len(profile.measurements)
+    check_measurements(profile)
+
+
+def test_an_emulated_link():
+    probes = {"attend_bytes_per_s": lambda: 5.0, "another": lambda: 7.0}
+    profile = profile_machine(
+        "cpu", SHAPE, emulate="a100-40gb-pcie4", effort=TINY, extra_probes=probes
+    )
+    named = machine("a100-40gb-pcie4")
+    expected = emulated_link_rate(named, profile.gemm_rate("float32"))
+    assert profile.origin is Origin.EMULATED
+    assert profile.emulates == "a100-40gb-pcie4"
+    assert "emulated" in profile.name
+    assert profile.h2d_bytes_per_s == profile.d2h_bytes_per_s == expected
+    assert all(rate <= expected for _, rate in profile.h2d_curve + profile.d2h_curve)
+    assert profile.h2d_while_compute_bytes_per_s <= expected
+    assert profile.measurements[f"unpaced_h2d_bytes_per_s[{64 * KIB}]"].median > expected
+    assert profile.attend_rate == 5.0
+    assert profile.measurements["another"].median == 7.0
+    check_measurements(profile)
+
+
+def test_extra_probes_are_warmed_up_and_added():
+    rates = iter([100.0, 3.0, 1.0, 2.0])
+    before = machine("paper-a100")
+    after = add_extra_probes(before, {"dense_bytes_per_s": lambda: next(rates)}, repeats=3)
+    assert after.dense_rate == 2.0
+    assert after.measurements["dense_bytes_per_s"].maximum == 3.0
+    assert add_extra_probes(before, {}) is before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"device": "tpu"}, ConfigurationError, "device is 'tpu'; allowed are auto, cpu and cuda"),
+        ({"dtype": "int8"}, ConfigurationError, "dtype is 'int8'; allowed are bfloat16"),
+        ({"emulate": "a100"}, ProfileError, "no published machine"),
+    ],
+)
+def test_wrong_settings(arguments, error, message):
+    with pytest.raises(error, match=message):
+        profile_machine(**{"device": "cpu", "effort": TINY, **arguments})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_devices_without_cuda():
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(ConfigurationError, match="finds no CUDA device"):
+        resolve_device("cuda")
+
+
+def test_a_busy_lane_runs_until_the_end_of_the_block():
+    runs = []
+    with busy(CpuProbeDevice(), lambda: runs.append(time.sleep(0.001))):
+        assert runs
+    count = len(runs)
+    time.sleep(0.01)
+    assert len(runs) == count
+
+
+def test_an_error_on_a_busy_lane_comes_out():
+    def fail():
+        raise RuntimeError("lane")
+
+    with pytest.raises(RuntimeError, match="lane"), busy(CpuProbeDevice(), fail):
+        pass
+
+
+@pytest.mark.gpu
+def test_a_measured_gpu():
+    profile = profile_machine("cuda", Widths(4096, 4096), quick=True, progress=print)
+    assert profile.device == "cuda"
+    assert profile.identity.gpu.memory_bytes == profile.device_memory_bytes
+    assert all(getattr(profile, name) > 0 for name in TOGETHER)
+    assert profile.device_bytes_per_s > profile.h2d_bytes_per_s
+    with pytest.raises(ConfigurationError, match="a link is emulated on a CPU only"):
+        profile_machine("cuda", emulate="t4-pcie3")
+    check_measurements(profile)
