@@ -87,7 +87,7 @@ def main() -> None:
         facts = {
             "Model": "OPT-6.7B, three of its layers, float16",
             "Workload": f"{ROWS} rows of {CONTEXT} cached tokens",
-            "Machine": "KVPR’s A100: link 32 GB/s, 312 TFLOP/s",
+            "Machine": "KVPR’s A100: link 32 GB/s, 312 TFLOP/s; memory 1555 GB/s",
         }
         write_timeline_page(arguments.page, timelines, title="How it works", facts=facts)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.property.strategies import layer_times, splits
 
 from headrace.plan.policies import (
     LayerTimes,
@@ -14,7 +15,6 @@ from headrace.plan.policies import (
     policy_times,
     recompute_fraction,
 )
-from tests.property.strategies import layer_times, splits
 
 GRID = np.linspace(0, 1, 2001)
 REBUILDING = [Policy.KVPR, Policy.RECOMPUTE]
@@ -99,6 +99,7 @@ def test_a_split_that_grows_still_sums_to_one(split, admitted, newer):
     total = grown.resident + grown.stream + grown.recompute + grown.host
     assert math.isclose(total, 1, abs_tol=1e-9)
     assert grown.recompute <= split.recompute
-    assert math.isclose(
-        grown.recompute * (admitted + newer), split.recompute * admitted, abs_tol=1e-6
-    ) or grown == split
+    assert (
+        math.isclose(grown.recompute * (admitted + newer), split.recompute * admitted, abs_tol=1e-6)
+        or grown == split
+    )

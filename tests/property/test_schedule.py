@@ -2,13 +2,13 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.property.strategies import cases, shapes, splits
 
 from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
 from headrace.plan.geometry import Geometry, choose_geometry, granule_sizes
 from headrace.plan.operations import Kind
 from headrace.plan.policies import Policy
 from headrace.plan.schedule import GranuleSpec, layer_granules, order_granules
-from tests.property.strategies import cases, shapes, splits
 
 LOADS = (Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
 
@@ -29,7 +29,10 @@ def test_granules_are_the_pages_and_fit_their_slots(
     tokens = sum(granule.tokens for granule in granules)
     in_pages = context if split.resident == 1 else geometry.paged_tokens(context)
     assert tokens == rows * in_pages
-    token_bytes = {"activations": activation_bytes_per_token(shape), "kv": kv_bytes_per_token(shape)}
+    token_bytes = {
+        "activations": activation_bytes_per_token(shape),
+        "kv": kv_bytes_per_token(shape),
+    }
     for granule in granules:
         assert granule.pages > 0
         if granule.kind == "resident":

@@ -3,11 +3,11 @@ from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.property.strategies import cases, profiles
 
 from headrace.plan.operations import Kind
 from headrace.plan.simulate import bound_s, simulate, step_durations_s, work_s
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane
-from tests.property.strategies import cases, profiles
 
 LOADS = (Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
 STEPS = 3
@@ -16,9 +16,7 @@ TOLERANCE_S = 1e-12
 
 def spans_by_operation(program, timeline):
     """Spans of each step, keyed by the operation's index."""
-    keys = {
-        (op.kind.value, op.lane, op.layer, op.granule): op.index for op in program.operations
-    }
+    keys = {(op.kind.value, op.lane, op.layer, op.granule): op.index for op in program.operations}
     spans = [{} for _ in range(STEPS)]
     for span in timeline.spans:
         spans[span.step][keys[span.kind, span.lane, span.layer, span.granule]] = span

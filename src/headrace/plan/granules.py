@@ -47,6 +47,8 @@ def layer_granules(
         context: cached tokens of a row.
         shape: the model.
     """
+    if context == 0:
+        return []
     if split.resident == 1:
         pages = -(-context // geometry.block_tokens)
         return [GranuleSpec("resident", rows * pages, rows * context, 0)]

@@ -18,13 +18,14 @@ from headrace.timeline import Timeline
 _LEAD = (
     "Each picture shows one way of using a KV cache that lives in host memory: on top the link "
     "that feeds the GPU, under it the GPU’s own work, all on one time axis. A row without gaps is "
-    "the bottleneck; the pale track between bars is time spent waiting."
+    "the bottleneck; the pale track is time spent waiting."
 )
 _LEAD_PAIR = (
     "Where a row is double, the upper half is what the plan predicted and the lower half what was "
     "measured, aligned at the start of a step."
 )
-_SCRIPTS = ("data.js", "draw.js", "page.js")
+_SCRIPTS = ("data.js", "draw.js", "view.js", "point.js", "page.js")
+_NUMERIC = tuple("0123456789+-−")
 
 
 def write_timeline_page(
@@ -124,7 +125,7 @@ def _align(number: bool) -> str:
 
 def _is_number(value: object) -> bool:
     """Return whether a cell is a number, a text that starts with one, or empty."""
-    return value is None or _words(value)[:1].isdigit() or isinstance(value, int | float)
+    return value is None or (not isinstance(value, bool) and _words(value)[:1] in _NUMERIC)
 
 
 def _words(value: object) -> str:

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,15 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 
+# The protocol is on descriptors 3 and 4 of the browser.
+_LAUNCH = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for number, end in zip((3, 4), pipes):
+    os.dup2(end, number)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
 
 class Browser:
     """One page of a Chromium that speaks the DevTools protocol over two pipes."""
@@ -36,10 +46,9 @@ class Browser:
     def __init__(self, program: str, profile: Path) -> None:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        # The protocol is on descriptors 3 and 4 of the browser.
-        command = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", program, *_FLAGS]
+        flags = (*_FLAGS, f"--user-data-dir={profile}", "about:blank")
         self._process = subprocess.Popen(
-            [*command, f"--user-data-dir={profile}", "about:blank"],
+            [sys.executable, "-c", _LAUNCH, str(to_read), str(to_write), program, *flags],
             pass_fds=(to_read, to_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -52,10 +61,11 @@ class Browser:
         self._session: str | None = None
         self.errors: list[str] = []
         self.requests: list[str] = []
+
+    def start(self) -> None:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network"):
             self.call(f"{domain}.enable")
 
@@ -152,9 +162,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = next((found for name in names if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium is installed")
+    started = Browser(program, tmp_path_factory.mktemp("chromium"))
     try:
-        started = Browser(program, tmp_path_factory.mktemp("chromium"))
-    except (TimeoutError, RuntimeError, OSError) as error:
-        pytest.skip(f"Chromium does not start here: {error}")
-    yield started
-    started.close()
+        try:
+            started.start()
+        except (TimeoutError, RuntimeError, OSError) as error:
+            pytest.skip(f"Chromium does not start here: {error}")
+        yield started
+    finally:
+        started.close()

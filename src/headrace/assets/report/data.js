@@ -87,7 +87,8 @@ function describe(timeline, i) {
 
 function scaled(value, step, units) {
   let n = 0;
-  while (n < units.length - 1 && Math.abs(value) >= step) { value /= step; n++; }
+  // What rounds up to a whole step is written in the next unit: 1.00 ms, not 1000.0 µs.
+  while (n < units.length - 1 && Math.abs(value) >= step * 0.99995) { value /= step; n++; }
   const size = Math.abs(value);
   return `${value.toFixed(n === 0 && Number.isInteger(value) ? 0 : size < 10 ? 2 : 1)} ${units[n]}`;
 }

@@ -8,6 +8,7 @@ const HATCHING = {
   horizontal: "M0 3H6",
   vertical: "M3 0V6",
 };
+const PAD = 12; // pixels beyond each border of a picture that are looked at too, for smoothing
 const HEAD = 15, FOOT = 20, ROW_GAP = 7, HALF_GAP = 2;
 
 const darkScreen = matchMedia("(prefers-color-scheme: dark)");
@@ -78,9 +79,10 @@ function drawBars(frame, half, x, from, to) {
   const { spans, operations } = timeline;
   const bars = [];
   let tiny = 0, tinyWidth = 0, allWidth = 0;
-  for (const i of spansIn(timeline, row.lanes, from, to)) {
+  const pad = (to - from) * PAD / width;
+  for (const i of spansIn(timeline, row.lanes, from - pad, to + pad)) {
     const [, kind, layer] = operations[spans.operation[i]];
-    const low = Math.max(x(spans.start[i]), -4), high = Math.min(x(spans.finish[i]), width + 4);
+    const low = Math.max(x(spans.start[i]), -PAD), high = Math.min(x(spans.finish[i]), width + PAD);
     bars.push([kind, layer, low, high]);
     allWidth += high - low;
     if (high - low < 1) { tiny++; tinyWidth += high - low; }
@@ -91,9 +93,9 @@ function drawBars(frame, half, x, from, to) {
   for (const bar of bars) {
     const [kind, , low, high] = bar;
     if (high - low >= 1 && !crowded) wide[kind].push(bar);
-    else spread(columns[kind] ??= new Float32Array(width + 10), low, high);
+    else spread(columns[kind] ??= new Float32Array(width + 2 * PAD + 2), low, high);
   }
-  const bases = new Float32Array(width + 10);
+  const bases = new Float32Array(width + 2 * PAD + 2);
   data.kinds.forEach((kind, k) => {
     context.fillStyle = fillOf(context, kind, ratio);
     for (const [, , low, high] of wide[k]) {
@@ -101,28 +103,48 @@ function drawBars(frame, half, x, from, to) {
     }
     if (!columns[k]) return;
     const heights = crowded ? smoothed(columns[k], x(0), x(timeline.finish)) : columns[k];
-    heights.forEach((sum, column) => {
-      if (sum === 0) return;
-      const tall = Math.min(Math.max(sum * height, 0.5), height - bases[column]);
-      context.fillRect(column - 4, y + height - bases[column] - tall, 1, tall);
-      bases[column] += tall;
-    });
+    context.fill(pile(heights, bases, y + height, height));
   });
   drawWords(frame, wide.flat(), y + height / 2);
 }
 
-// Add a bar to the pixel columns that it covers. Column n is pixel n - 4.
+// Add a bar to the pixel columns that it covers. Column n is pixel n - PAD.
 function spread(sums, low, high) {
   for (let column = Math.floor(low); column < high; column++) {
-    sums[column + 4] += Math.min(high, column + 1) - Math.max(low, column);
+    sums[column + PAD] += Math.min(high, column + 1) - Math.max(low, column);
   }
+}
+
+// The outline of columns on top of those piled up so far: one shape, so that no seams show in print.
+function pile(heights, bases, floor, height) {
+  const shape = new Path2D();
+  const below = [];
+  for (let n = 0; n <= heights.length; n++) {
+    const left = n - PAD;
+    if (heights[n] > 0) {
+      const base = floor - bases[n];
+      bases[n] += Math.min(Math.max(heights[n] * height, 0.5), height - bases[n]);
+      if (!below.length) shape.moveTo(left, base);
+      shape.lineTo(left, floor - bases[n]);
+      shape.lineTo(left + 1, floor - bases[n]);
+      below.push(left, base);
+    } else if (below.length) {
+      for (let m = below.length - 2; m >= 0; m -= 2) {
+        shape.lineTo(below[m] + 1, below[m + 1]);
+        shape.lineTo(below[m], below[m + 1]);
+      }
+      shape.closePath();
+      below.length = 0;
+    }
+  }
+  return shape;
 }
 
 // Crowded columns, averaged over some pixels: a level instead of a flicker. `low` and `high` bound
 // the timeline, so that nothing is spread beyond its ends.
 function smoothed(sums, low, high) {
-  const first = Math.max(Math.floor(low) + 4, 0);
-  const last = Math.min(Math.ceil(high) + 3, sums.length - 1);
+  const first = Math.max(Math.floor(low) + PAD, 0);
+  const last = Math.min(Math.ceil(high) - 1, sums.length - PAD - 3) + PAD;
   const total = new Float64Array(sums.length + 1);
   sums.forEach((sum, n) => { total[n + 1] = total[n] + sum; });
   return sums.map((_, n) => {

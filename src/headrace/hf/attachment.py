@@ -1,0 +1,156 @@
+"""What a model is given so that caches of ours work with it, and what is taken away at the end.
+
+All caches of a model share one attachment. It holds what was found out about the model, and the
+hooks that tell which cache a forward runs with and what each attention module's input is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from headrace.hf.attention import set_target
+from headrace.hf.observe import ObservedLayer, observe, text_config
+from headrace.hf.switch import AttentionSwitch
+from headrace.model.projection import LayerProjection, find_projection
+from headrace.model.rotary import rotary_modules
+from headrace.runtime.attention import Scoring
+
+
+class ForwardCache(Protocol):
+    """A cache that a model's forward runs with."""
+
+    def begin_forward(self, inputs: dict[str, Any]) -> None:
+        """Prepare for a forward with these arguments."""
+
+    def attend_layer(
+        self,
+        layer: int,
+        activations: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+    ) -> Tensor:
+        """Return a layer's attention output ``[B, q, heads, D]``."""
+
+    def end_forward(self, failed: bool) -> None:
+        """Finish the forward."""
+
+
+class Attachment:
+    """A model's hooks, and what is known of its layers.
+
+    Attributes:
+        layers: what was observed of each attention layer.
+        projections: for each layer how to rebuild its keys and values, or why that is not possible.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers: list[ObservedLayer] = observe(model)
+        embeddings = rotary_modules(model)
+        self.projections: list[LayerProjection | str] = [
+            find_projection(layer.observation, embeddings)
+            if layer.scoring.window is None
+            else "it attends to a sliding window, which stays on the device"
+            for layer in self.layers
+        ]
+        self.users = 0
+        self._model = model
+        self._switch = AttentionSwitch(model)
+        self._layer_of = {layer.module: index for index, layer in enumerate(self.layers)}
+        self._cache: ForwardCache | None = None
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self._hooks: list[Any] = []
+
+    def open(self) -> None:
+        """Put the hooks in place, and the weights of keys and values side by side."""
+        model = self._model
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+        for module in self._layer_of:
+            self._hooks.append(
+                module.register_forward_pre_hook(self._note_input, with_kwargs=True)
+            )
+            set_target(module, self)
+        for projection in self.projections:
+            if isinstance(projection, LayerProjection):
+                projection.source.merge()
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for module in self._layer_of:
+            set_target(module, None)
+        for projection in self.projections:
+            if isinstance(projection, LayerProjection):
+                projection.source.restore()
+        self._switch.off()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        if not hasattr(cache, "begin_forward"):
+            return
+        inputs = dict(kwargs)
+        if args:
+            inputs.setdefault("input_ids", args[0])
+        cache.begin_forward(inputs)
+        self._cache = cache
+        self._switch.on()
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._cache is not None:
+            cache, self._cache = self._cache, None
+            self._inputs.clear()
+            self._switch.off()
+            cache.end_forward(failed=output is None)
+
+    def _note_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._cache is not None:
+            self._inputs[module] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
+        """Hand a module's attention to the cache that the forward runs with."""
+        assert self._cache is not None
+        activations = self._inputs.pop(module)
+        return self._cache.attend_layer(
+            self._layer_of[module], activations, query, key, value, scoring
+        )
+
+
+_attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+
+
+def attach(model: nn.Module) -> Attachment:
+    """Return the model's attachment, made if there is none; ``detach`` it when done.
+
+    Raises:
+        UnsupportedModelError: the model cannot be served.
+    """
+    attachment = _attachments.get(model)
+    if attachment is None:
+        attachment = Attachment(model)
+        attachment.open()
+        _attachments[model] = attachment
+    attachment.users += 1
+    return attachment
+
+
+def detach(model: nn.Module) -> None:
+    """Give an attachment back; the last one leaves the model as it was."""
+    attachment = _attachments[model]
+    attachment.users -= 1
+    if attachment.users == 0:
+        attachment.close()
+        del _attachments[model]
+
+
+__all__ = ["Attachment", "ForwardCache", "attach", "detach", "text_config"]

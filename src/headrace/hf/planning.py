@@ -1,0 +1,267 @@
+"""From a model and a caller's wishes to the settings of a cache."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedModelError
+from headrace.hardware.catalog import resolve
+from headrace.hardware.profile import HardwareProfile
+from headrace.hardware.store import load_or_measure
+from headrace.hf.attachment import Attachment
+from headrace.hf.observe import text_config
+from headrace.model.config import from_config
+from headrace.model.projection import LayerProjection
+from headrace.model.shape import ModelShape
+from headrace.plan.geometry import choose_geometry
+from headrace.plan.plan import Plan, make_plan
+from headrace.plan.policies import Policy, Split, recompute_split, resident_split, stream_split
+from headrace.plan.workload import Workload
+from headrace.runtime.settings import CacheSettings
+from headrace.runtime.store import LayerWidths
+from headrace.units import format_bytes, parse_bytes
+
+_REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What a caller asks of a cache; see ``HostCache`` for the meaning of each."""
+
+    policy: Policy
+    gpu_memory_bytes: int | None
+    host_memory_bytes: int | None
+    recompute_fraction: float | None
+    profile: HardwareProfile | None
+    poison: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        policy: str,
+        gpu_memory: str | int | None,
+        host_memory: str | int | None,
+        recompute_fraction: float | None,
+        host_fraction: float | None,
+        profile: HardwareProfile | str | None,
+        poison: bool,
+    ) -> CacheOptions:
+        """Return the options, or raise ``ConfigurationError`` for one that is not allowed."""
+        names = [name.value for name in Policy if name is not Policy.HOST]
+        if policy not in names:
+            raise ConfigurationError(f"policy is {policy!r}; allowed are {', '.join(names)}")
+        if host_fraction:
+            raise ConfigurationError(
+                f"host_fraction is {host_fraction}; attention by the host's cores is not available "
+                "yet, so leave it out"
+            )
+        if recompute_fraction is not None and not 0.0 <= recompute_fraction <= 1.0:
+            raise ConfigurationError(
+                f"recompute_fraction is {recompute_fraction}; allowed are fractions from 0 to 1"
+            )
+        chosen = Policy(policy)
+        if recompute_fraction and chosen not in (*_REBUILDING, Policy.AUTO):
+            raise ConfigurationError(
+                f"recompute_fraction is {recompute_fraction}, but policy {policy!r} rebuilds "
+                "nothing; use policy 'recompute' or 'kvpr', or leave recompute_fraction out"
+            )
+        return cls(
+            chosen,
+            None if gpu_memory is None else parse_bytes(gpu_memory, setting="gpu_memory"),
+            None if host_memory is None else parse_bytes(host_memory, setting="host_memory"),
+            recompute_fraction,
+            resolve(profile) if isinstance(profile, str) else profile,
+            poison,
+        )
+
+
+def model_shape(model: nn.Module, attachment: Attachment, dtype: torch.dtype) -> ModelShape:
+    """Return a model's shape: from its configuration, corrected by what was observed."""
+    config = text_config(model)
+    windows = [layer.scoring.window for layer in attachment.layers]
+    windowed = [window for window in windows if window is not None]
+    try:
+        shape = from_config(config.to_dict(), name=_name(model, config))
+    except UnsupportedModelError:
+        shape = _observed_shape(model, attachment, config)
+    return replace(
+        shape,
+        dtype=str(dtype).removeprefix("torch."),
+        sliding_window=max(windowed) if windowed else None,
+        windowed_layers=len(windowed),
+    )
+
+
+def _name(model: nn.Module, config: Any) -> str:
+    return str(getattr(config, "_name_or_path", "")) or type(model).__name__
+
+
+def _observed_shape(model: nn.Module, attachment: Attachment, config: Any) -> ModelShape:
+    """Return a shape for a model whose configuration does not say it (mixtures of experts).
+
+    The feed-forward width is what makes the model's weights add up; a step then reads all experts.
+    """
+    seen = attachment.layers[0].observation
+    kv_heads, head_dim = seen.key.shape[1], seen.key.shape[3]
+    d_model, layers = seen.activations.shape[2], len(attachment.layers)
+    heads = int(getattr(config, "num_attention_heads", kv_heads))
+    vocab = int(config.vocab_size)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    attention = 2 * d_model * head_dim * (heads + kv_heads)
+    d_ff = max(1, ((weights - 2 * vocab * d_model) // layers - attention) // (3 * d_model))
+    return ModelShape(
+        name=_name(model, config),
+        num_layers=layers,
+        d_model=d_model,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        d_ff=d_ff,
+        gated_ff=True,
+        vocab_size=vocab,
+        tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+        max_context=int(getattr(config, "max_position_embeddings", 1 << 20)),
+    )
+
+
+def why_not_rebuilt(attachment: Attachment) -> str | None:
+    """Return why the model's keys and values cannot be rebuilt from X, or None if they can."""
+    for layer, projection in enumerate(attachment.projections):
+        windowed = attachment.layers[layer].scoring.window is not None
+        if not windowed and not isinstance(projection, LayerProjection):
+            return f"layer {layer} cannot be rebuilt: {projection}"
+    return None
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What is decided for a batch.
+
+    Attributes:
+        settings: for the runtime.
+        plan: the plan with its prediction, or None where no profile was needed.
+        notes: what was decided differently from what was asked, and why.
+    """
+
+    settings: CacheSettings
+    plan: Plan | None
+    notes: tuple[str, ...]
+
+
+def plan_cache(
+    model: nn.Module,
+    attachment: Attachment,
+    options: CacheOptions,
+    workload: Workload,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> CachePlan:
+    """Decide how a batch's cache is laid out.
+
+    Raises:
+        MemoryBudgetError: it does not fit the budgets.
+    """
+    shape = model_shape(model, attachment, dtype)
+    policy, notes = options.policy, []
+    reason = why_not_rebuilt(attachment)
+    if reason is not None and policy in (*_REBUILDING, Policy.AUTO):
+        if policy is not Policy.AUTO or options.recompute_fraction:
+            notes.append(f"policy {policy.value!r} is replaced by 'stream': {reason}")
+            warnings.warn(notes[-1], stacklevel=2)
+        policy = Policy.STREAM
+        options = replace(options, recompute_fraction=None)
+    plan = None
+    if _needs_profile(policy, options):
+        profile = options.profile or load_or_measure(device.type, shape, quick=True)
+        plan = _fitting_plan(shape, workload, profile, policy, options)
+        policy, split, geometry = plan.policy, plan.admission, plan.geometry
+    else:
+        policy, split = _plain_split(policy, options)
+        geometry = choose_geometry(
+            shape, workload.rows, workload.mean_context, split, None, policy=policy
+        )
+    settings = CacheSettings(
+        shape=shape,
+        dtype=dtype,
+        policy=policy,
+        split=split,
+        geometry=geometry,
+        widths=_widths(attachment, windowed=False),
+        windows={
+            layer: (widths, _window(attachment, layer))
+            for layer, widths in _widths(attachment, windowed=True).items()
+        },
+        host_memory_bytes=options.host_memory_bytes,
+        poison=options.poison,
+    )
+    return CachePlan(settings, plan, tuple(notes))
+
+
+def _needs_profile(policy: Policy, options: CacheOptions) -> bool:
+    """Return whether anything has to be predicted: else no machine need be measured."""
+    if options.profile is not None or options.gpu_memory_bytes is not None:
+        return True
+    if policy is Policy.AUTO:
+        return options.recompute_fraction is None
+    return policy in _REBUILDING and options.recompute_fraction is None
+
+
+def _plain_split(policy: Policy, options: CacheOptions) -> tuple[Policy, Split]:
+    if options.recompute_fraction is not None and policy in (*_REBUILDING, Policy.AUTO):
+        chosen = Policy.RECOMPUTE if policy is Policy.AUTO else policy
+        return chosen, recompute_split(options.recompute_fraction)
+    return policy, resident_split() if policy is Policy.RESIDENT else stream_split()
+
+
+def _fitting_plan(
+    shape: ModelShape,
+    workload: Workload,
+    profile: HardwareProfile,
+    policy: Policy,
+    options: CacheOptions,
+) -> Plan:
+    # What the model's positions allow is the caller's business: a cache does not limit it.
+    roomy = replace(shape, max_context=max(shape.max_context, workload.max_context))
+    plan = make_plan(
+        roomy,
+        workload,
+        profile,
+        policy=policy,
+        gpu_memory_bytes=options.gpu_memory_bytes,
+        host_memory_bytes=options.host_memory_bytes,
+        recompute_fraction=options.recompute_fraction,
+    )
+    if not plan.feasible:
+        budget = options.gpu_memory_bytes or math.inf
+        limit = "" if math.isinf(budget) else f" (gpu_memory is {format_bytes(int(budget))})"
+        raise MemoryBudgetError(f"the cache does not fit{limit}: {'; '.join(plan.reasons[:1])}")
+    return plan
+
+
+def _widths(attachment: Attachment, windowed: bool) -> dict[int, LayerWidths]:
+    widths = {}
+    for index, layer in enumerate(attachment.layers):
+        if (layer.scoring.window is not None) is windowed:
+            seen = layer.observation
+            widths[index] = LayerWidths(
+                seen.key.shape[1], seen.key.shape[3], seen.activations.shape[2]
+            )
+    return widths
+
+
+def _window(attachment: Attachment, layer: int) -> int:
+    window = attachment.layers[layer].scoring.window
+    assert window is not None
+    return window
+
+
+def new_columns(mask: Sequence[Sequence[bool]]) -> list[list[int]]:
+    """Return for each row the indices of the inputs that are tokens."""
+    return [[index for index, seen in enumerate(row) if seen] for row in mask]
