@@ -67,16 +67,16 @@ class Geometry:
         return pages * self.block_tokens * kv_bytes_per_token(shape)
 
     def tail_bytes(self, shape: ModelShape, rows: int) -> int:
-        """Return the bytes of the newest tokens' K/V, up to two blocks a row, in all layers."""
-        tokens = rows * 2 * self.block_tokens
+        """Return the bytes of the newest tokens' K/V, up to a block a row, in all layers."""
+        tokens = rows * self.block_tokens
         return tokens * kv_bytes_per_token(shape) * shape.full_layers
 
     def paged_tokens(self, context: int) -> int:
-        """Return the tokens of a row that are in pages: all whole blocks, but for the newest one.
+        """Return the tokens of a row that are in pages: all whole blocks.
 
-        The rest, from one block to two, are in the tail on the device.
+        The rest, less than a block, are in the tail on the device.
         """
-        return max(0, context // self.block_tokens - 1) * self.block_tokens
+        return context // self.block_tokens * self.block_tokens
 
 
 def choose_geometry(
@@ -106,7 +106,7 @@ def choose_geometry(
     """
     layer_bytes = rows * context * _link_bytes_per_token(shape, split)
     block_tokens = USUAL_BLOCK_TOKENS
-    while block_tokens > SMALLEST_BLOCK_TOKENS and 2 * block_tokens > LARGEST_TAIL_SHARE * context:
+    while block_tokens > SMALLEST_BLOCK_TOKENS and block_tokens > LARGEST_TAIL_SHARE * context:
         block_tokens //= 2
     wanted = layer_bytes / GRANULES_PER_LAYER
     wanted = min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, layer_bytes / 4)

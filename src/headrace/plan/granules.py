@@ -37,7 +37,7 @@ def layer_granules(
 ) -> list[GranuleSpec]:
     """Return the granules of one full layer, for planning: resident, then X, then K/V.
 
-    The tail (from one block to two of each row) is left out: it is on the device anyway. Where all
+    The tail (less than a block of each row) is left out: it is on the device anyway. Where all
     tokens are resident there is no tail, and one granule is the whole.
 
     Args:

@@ -35,7 +35,7 @@ class Policy(StrEnum):
 class Split:
     """How a layer's cached tokens are divided over the paths: fractions that sum to 1.
 
-    They are fractions of the tokens in pages. The newest tokens, one to two blocks of each row, are
+    They are fractions of the tokens in pages. The newest tokens, less than a block of each row, are
     on the device besides.
 
     Attributes:

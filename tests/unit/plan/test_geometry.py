@@ -30,11 +30,11 @@ def test_sizes():
     assert geometry.pages_per_granule(KAPPA) == 4
     assert geometry.pages_per_granule(KAPPA // 2) == 8
     assert geometry.workspace_bytes(OPT) == 8 * 64 * KAPPA
-    assert geometry.tail_bytes(OPT, rows=3) == 3 * 128 * KAPPA * 32
-    assert [geometry.paged_tokens(n) for n in (0, 127, 128, 191, 192)] == [0, 0, 64, 64, 128]
+    assert geometry.tail_bytes(OPT, rows=3) == 3 * 64 * KAPPA * 32
+    assert [geometry.paged_tokens(n) for n in (0, 127, 128, 191, 192)] == [0, 64, 128, 128, 192]
 
 
-@pytest.mark.parametrize(("context", "tokens"), [(100, 16), (1000, 16), (1024, 32), (2048, 64)])
+@pytest.mark.parametrize(("context", "tokens"), [(100, 16), (1000, 32), (1024, 64), (2048, 64)])
 def test_pages_are_smaller_where_the_tail_would_be_large(context, tokens):
     assert choose_geometry(OPT, 8, context, stream_split()).block_tokens == tokens
 
@@ -67,7 +67,8 @@ def test_the_smallest_geometry_is_the_answer_to_no_budget():
 def test_the_paper_stages_all_x_of_a_layer():
     split = recompute_split(0.7)
     geometry = choose_geometry(OPT, 64, 2048, split, policy=Policy.KVPR)
-    x_bytes = 0.7 * geometry.paged_tokens(2048) * 64 * KAPPA / 2
+    x_pages = 64 * round(0.7 * geometry.paged_tokens(2048) / geometry.block_tokens)
+    x_bytes = x_pages * geometry.block_tokens * KAPPA / 2
     assert (geometry.ring_slots - 4) * geometry.granule_bytes >= x_bytes
     unsplit = choose_geometry(OPT, 64, 2048, stream_split(), policy=Policy.KVPR)
     assert unsplit.ring_slots == 4

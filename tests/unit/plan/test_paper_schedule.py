@@ -46,7 +46,7 @@ def simulated_step_s(shape, policy, fraction):
     block_tokens = 16
     granule_bytes = PAGES // GRANULES * block_tokens * kv_bytes_per_token(shape)
     geometry = Geometry(block_tokens, granule_bytes, ring_slots=GRANULES)
-    context = (PAGES + 1) * block_tokens
+    context = PAGES * block_tokens
     granules = layer_granules(recompute_split(fraction), geometry, 1, context, shape)
     assert sum(granule.pages for granule in granules) == PAGES
     layers = [order_granules(granules, policy)] * LAYERS

@@ -81,7 +81,7 @@ def test_memory_items():
     assert plan.gpu_items["resident_kv"] == plan.gpu_items["windowed_kv"] == 0
     assert plan.gpu_bytes == sum(plan.gpu_items.values())
     assert plan.host_items["activations"] == 512 * 64 * 32 * 8192
-    assert plan.host_items["kv"] == 544 * 64 * 32 * 16384
+    assert plan.host_items["kv"] == 576 * 64 * 32 * 16384
     resident = make_plan(OPT, LONG, A100, policy="resident")
     assert resident.gpu_items["resident_kv"] == 1056 * 64 * 32 * 16384
     assert resident.gpu_items["tail"] == resident.gpu_items["staging"] == resident.host_bytes == 0
@@ -98,7 +98,7 @@ def test_a_given_fraction_is_that_of_the_prompt():
 def test_the_prompt_makes_up_for_new_tokens():
     plan = make_plan(OPT, Workload(64, 1024, 512), PAPER, policy="kvpr")
     assert plan.split.recompute == pytest.approx(0.704, abs=0.002)
-    assert plan.admission.recompute > 0.85
+    assert plan.admission.recompute > 0.8
 
 
 @pytest.mark.parametrize(
