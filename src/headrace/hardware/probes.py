@@ -33,7 +33,12 @@ from headrace.hardware.profile import HardwareProfile, Measurement
 from headrace.timeline import Origin
 from headrace.units import format_rate
 
-EXTRA_FIELDS = ("attend_bytes_per_s", "dense_bytes_per_s", "host_attend_bytes_per_s")
+EXTRA_FIELDS = (
+    "attend_bytes_per_s",
+    "dense_bytes_per_s",
+    "host_attend_bytes_per_s",
+    "rebuild_flops_per_s",
+)
 """Fields of a profile that ``extra_probes`` fill; other extra probes are kept as measurements."""
 
 
@@ -150,8 +155,8 @@ def add_extra_probes(
 
     Args:
         profile: what was measured so far.
-        extra_probes: by name, a callable that measures once and returns bytes a second. It is
-            called once more to warm up. The names of ``EXTRA_FIELDS`` become fields of the
+        extra_probes: by name, a callable that measures once and returns bytes, or FLOPs,
+            a second. It is called once more to warm up. The names of ``EXTRA_FIELDS`` become fields of the
             profile; all are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.

@@ -87,6 +87,8 @@ class HardwareProfile:
         dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``.
         host_attend_bytes_per_s: rate at which the host's attention reads K/V, or None: see
             ``host_attend_rate``.
+        rebuild_flops_per_s: rate at which K/V are rebuilt from staged X, layout and norms and
+            rotation included, or None: see ``rebuild_rate``.
         h2d_curve: rate by transfer size, ascending by size.
         d2h_curve: the same for the other direction.
         h2d_while_d2h_bytes_per_s: H2D rate while D2H is busy too.
@@ -120,6 +122,7 @@ class HardwareProfile:
     attend_bytes_per_s: float | None = None
     dense_bytes_per_s: float | None = None
     host_attend_bytes_per_s: float | None = None
+    rebuild_flops_per_s: float | None = None
     h2d_curve: tuple[RatePoint, ...] = ()
     d2h_curve: tuple[RatePoint, ...] = ()
     h2d_while_d2h_bytes_per_s: float | None = None
@@ -169,6 +172,14 @@ class HardwareProfile:
             )
         return rate
 
+    def rebuild_rate(self, dtype: str) -> float:
+        """Return the rate of rebuilding K/V from X in FLOPs a second, counting 4·d·d_kv a token.
+
+        Where it was not measured: the rate of matrix products, in the element type ``dtype``.
+        """
+        measured = self.rebuild_flops_per_s
+        return self.gemm_rate(dtype) if measured is None else measured
+
     @property
     def attend_rate(self) -> float:
         """Bytes a second at which the device's attention reads K/V.
@@ -202,7 +213,7 @@ class HardwareProfile:
             (label, value)
             for label, value in vars(self).items()
             if label.endswith(("_bytes_per_s", "_memory_bytes"))
-            or label == "gemm_while_h2d_flops_per_s"
+            or label in ("gemm_while_h2d_flops_per_s", "rebuild_flops_per_s")
         ]
         figures += [
             (f"gemm_flops_per_s[{key}]", rate) for key, rate in self.gemm_flops_per_s.items()

@@ -73,9 +73,7 @@ class Attachment:
             model.register_forward_hook(self._end, always_call=True),
         ]
         for module in self._layer_of:
-            self._hooks.append(
-                module.register_forward_pre_hook(self._note_input, with_kwargs=True)
-            )
+            self._hooks.append(module.register_forward_pre_hook(self._note_input, with_kwargs=True))
             set_target(module, self)
         for projection in self.projections:
             if isinstance(projection, LayerProjection):
@@ -95,7 +93,7 @@ class Attachment:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
-        if not hasattr(cache, "begin_forward"):
+        if cache is None or not hasattr(cache, "begin_forward"):
             return
         inputs = dict(kwargs)
         if args:

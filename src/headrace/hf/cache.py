@@ -21,6 +21,7 @@ from headrace.hf.attachment import attach, detach
 from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
 from headrace.model.projection import LayerProjection
 from headrace.plan.plan import Plan
+from headrace.plan.simulate import simulate
 from headrace.plan.workload import Workload
 from headrace.runtime.attention import Scoring
 from headrace.runtime.cpu_lanes import CpuBackend
@@ -68,7 +69,7 @@ class _HostLayer(CacheLayerMixin):
 class HostCache(Cache):
     """A KV cache in host memory, brought to bear by the planned paths.
 
-    Pass it as ``past_key_values`` to ``generate`` or to the model itself. The model gets hooks while
+    Pass it as ``past_key_values`` to ``generate`` or to the model itself. The model has hooks while
     a cache of it is open; ``close()``, or leaving the ``with`` block, takes them away.
 
     Args:
@@ -76,8 +77,8 @@ class HostCache(Cache):
         policy: ``auto``, ``resident``, ``stream``, ``kvpr`` or ``recompute``.
         gpu_memory: device memory to keep within, such as ``"16GiB"`` or bytes; None: the device's.
         host_memory: host memory to keep within; None: what is free.
-        profile: the machine: a profile, a published name, or a profile's file. None: this machine is
-            measured when a decision needs it. On a CPU, a profile of an emulated link paces it.
+        profile: the machine: a profile, a published name, or a profile's file. None: this machine
+            is measured when a decision needs it. On a CPU, a profile of an emulated link paces it.
         recompute_fraction: share of each prompt's tokens, 0 to 1, kept as X instead of the planned.
         host_fraction: not available yet.
         reserve_tokens: new tokens of a row for which memory is taken at the first forward. More are
@@ -122,6 +123,7 @@ class HostCache(Cache):
         self._mask: NDArray[np.bool_] | None = None
         self._new_columns = 0
         self._broken = False
+        self._closed = False
         self._tracing = False
         self.columns = 0
         """Columns of the padded batch so far (what `transformers` calls the sequence length)."""
@@ -160,14 +162,50 @@ class HostCache(Cache):
 
     def timeline(self, label: str = "") -> Timeline:
         """Return what was recorded since ``trace``."""
-        backend = self._backend
-        origin = Origin.MEASURED if backend is None else backend.origin
-        return self.paged.recorder.timeline(origin, label)
+        return self.paged.recorder.timeline(self.origin, label)
+
+    def predicted_timeline(self, label: str = "", steps: int = 4) -> Timeline | None:
+        """Return decode steps over the cache as it is, simulated; None without a profile."""
+        if self._planned is None or self._planned.profile is None:
+            return None
+        program, dtype = self.paged.decode_program(), self._planned.settings.shape.dtype
+        return simulate(program, self._planned.profile, dtype, steps, label=label)
+
+    @property
+    def origin(self) -> Origin:
+        """Whether what is measured here is measured on a real link or on an emulated one."""
+        return Origin.MEASURED if self._backend is None else self._backend.origin
+
+    @property
+    def policy(self) -> str:
+        """The policy in force: the chosen one where ``auto`` was asked for."""
+        planned = self._planned
+        return (self._options.policy if planned is None else planned.settings.policy).value
+
+    @property
+    def recompute_fraction(self) -> float:
+        """Share of each prompt's tokens that is kept as X."""
+        return 0.0 if self._planned is None else self._planned.settings.split.recompute
+
+    @property
+    def link_bytes_per_step(self) -> int:
+        """Bytes that a decode step over the cache as it is brings to the device."""
+        return self.paged.decode_program().link_bytes
+
+    @property
+    def peak_gpu_bytes(self) -> int:
+        """Peak device memory: CUDA's own count; on a CPU the model's weights and our buffers."""
+        parameters = list(self._model.parameters())
+        if parameters[0].is_cuda:
+            return torch.cuda.max_memory_allocated(parameters[0].device)
+        return _memory_of(parameters) + self.paged.device_bytes
 
     # What a forward does
 
     def begin_forward(self, inputs: dict[str, Any]) -> None:
         """Place a forward's tokens (called by the model's hook)."""
+        if self._closed:
+            raise ConfigurationError("this cache is closed; make a new one")
         if self._broken:
             raise ConfigurationError(
                 "an earlier forward with this cache failed half-way; call reset() and start again"
@@ -182,13 +220,15 @@ class HostCache(Cache):
         assert self._paged is not None
         if rows != self._paged.rows:
             raise ConfigurationError(
-                f"the batch has {rows} rows, but the cache has {self._paged.rows}; use a new cache, "
-                "or reset() this one"
+                f"the batch has {rows} rows, but the cache has {self._paged.rows}; use a new "
+                "cache, or reset() this one"
             )
         new = self._read_mask(inputs.get("attention_mask"), rows, q_len)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = torch.arange(q_len, device=given.device)[None] + self.columns
+        if q_len > 1:
+            self._reserve_rotary(int(positions.amax()) + 1)
         self._broken = True
         self._paged.begin_step(
             new, q_len, self.columns, positions.expand(rows, q_len).to(given.device)
@@ -256,8 +296,8 @@ class HostCache(Cache):
                 seen[:, : self.columns] = self._mask
         elif mask.dim() != 2 or mask.shape[1] != total:
             raise ConfigurationError(
-                f"attention_mask has shape {tuple(mask.shape)}; with a HostCache it must have shape "
-                f"({rows}, {total}): rows, cached and new columns"
+                f"attention_mask has shape {tuple(mask.shape)}; with a HostCache it must have "
+                f"shape ({rows}, {total}): rows, cached and new columns"
             )
         else:
             seen = mask.to(dtype=torch.bool, device="cpu").numpy()
@@ -299,8 +339,9 @@ class HostCache(Cache):
             return
         kept = tokens_to_remove if tokens_to_remove > 0 else self.columns + tokens_to_remove
         if kept < self.columns:
-            self.columns = max(kept, 0)
-            self.paged.crop(self.columns)
+            kept = max(kept, 0)
+            self.paged.crop(kept)
+            self.columns = kept
             if self._mask is not None:
                 self._mask = self._mask[:, : self.columns]
 
@@ -318,9 +359,9 @@ class HostCache(Cache):
 
     def close(self) -> None:
         """Give back all memory and leave the model as it was; may be called again."""
-        if self._attachment.users > 0 and self.layers:
+        if not self._closed:
+            self._closed = True
             self.reset()
-            self.layers = []
             detach(self._model)
 
     def __enter__(self) -> HostCache:
@@ -335,6 +376,12 @@ class HostCache(Cache):
         self.close()
 
 
+def _memory_of(tensors: list[nn.Parameter]) -> int:
+    """Return the bytes of tensors, those that share memory counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def _open_backend(device: torch.device, profile: HardwareProfile | None) -> Backend:
     """Return the lanes of a device; a CPU's link is paced if the profile is of an emulated one."""
     if device.type == "cuda":
@@ -346,5 +393,3 @@ def _open_backend(device: torch.device, profile: HardwareProfile | None) -> Back
     if profile is not None and profile.origin is Origin.EMULATED:
         return CpuBackend(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
     return CpuBackend()
-
-

@@ -166,8 +166,8 @@ class _Watcher:
         """Note a module's tensors, and attend its tokens causally to themselves."""
         if module not in self._given:
             raise UnsupportedModelError(
-                f"{type(module).__name__} does not take its input as hidden_states; headrace cannot "
-                "see what its keys and values are made from"
+                f"{type(module).__name__} does not take its input as hidden_states; headrace "
+                "cannot see what its keys and values are made from"
             )
         if key.shape != value.shape:
             raise UnsupportedModelError(
@@ -176,27 +176,21 @@ class _Watcher:
             )
         activations, rotation = self._given[module]
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        observation = Observation(
-            layer, module, activations, key, value, self._positions, rotation
-        )
+        observation = Observation(layer, module, activations, key, value, self._positions, rotation)
         self._seen[layer] = ObservedLayer(module, observation, scoring)
         token = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
         grouped = group_queries(query, key.shape[1])
         accumulator = Accumulator(grouped)
-        accumulator.add(
-            attend_causal(grouped, key, value, scoring, token, token, _WORKSPACE_BYTES)
-        )
+        accumulator.add(attend_causal(grouped, key, value, scoring, token, token, _WORKSPACE_BYTES))
         return ungroup_output(accumulator.output(query.dtype), query.shape[2])
 
     def layers(self, model: nn.Module, count: int, updated: set[int]) -> list[ObservedLayer]:
         """Return what was seen, if it is every layer of the model."""
-        lacking = sorted(set(range(count)) - set(self._seen)) or sorted(
-            set(range(count)) - updated
-        )
+        lacking = sorted(set(range(count)) - set(self._seen)) or sorted(set(range(count)) - updated)
         if lacking:
             raise UnsupportedModelError(
-                f"{type(model).__name__} has {len(lacking)} of {count} layers without a K/V cache of "
-                f"their own (layer {lacking[0]} first); headrace serves models whose layers all "
+                f"{type(model).__name__} has {len(lacking)} of {count} layers without a K/V cache "
+                f"of their own (layer {lacking[0]} first); headrace serves models whose layers all "
                 "attend to keys and values of their own"
             )
         return [self._seen[layer] for layer in range(count)]

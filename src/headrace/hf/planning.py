@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,11 +146,13 @@ class CachePlan:
     Attributes:
         settings: for the runtime.
         plan: the plan with its prediction, or None where no profile was needed.
+        profile: the machine that it was made for, if any.
         notes: what was decided differently from what was asked, and why.
     """
 
     settings: CacheSettings
     plan: Plan | None
+    profile: HardwareProfile | None
     notes: tuple[str, ...]
 
 
@@ -177,9 +178,9 @@ def plan_cache(
             warnings.warn(notes[-1], stacklevel=2)
         policy = Policy.STREAM
         options = replace(options, recompute_fraction=None)
-    plan = None
+    plan, profile = None, options.profile
     if _needs_profile(policy, options):
-        profile = options.profile or load_or_measure(device.type, shape, quick=True)
+        profile = profile or load_or_measure(device.type, shape, quick=True)
         plan = _fitting_plan(shape, workload, profile, policy, options)
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
     else:
@@ -201,7 +202,7 @@ def plan_cache(
         host_memory_bytes=options.host_memory_bytes,
         poison=options.poison,
     )
-    return CachePlan(settings, plan, tuple(notes))
+    return CachePlan(settings, plan, profile, tuple(notes))
 
 
 def _needs_profile(policy: Policy, options: CacheOptions) -> bool:
@@ -260,8 +261,3 @@ def _window(attachment: Attachment, layer: int) -> int:
     window = attachment.layers[layer].scoring.window
     assert window is not None
     return window
-
-
-def new_columns(mask: Sequence[Sequence[bool]]) -> list[list[int]]:
-    """Return for each row the indices of the inputs that are tokens."""
-    return [[index for index, seen in enumerate(row) if seen] for row in mask]

@@ -30,10 +30,10 @@ class KvSource(ABC):
     def __call__(self, activations: Tensor) -> Tensor:
         """Return keys and values side by side, ``[..., 2 · H · D]``, of X ``[..., M]``."""
 
-    def merge(self) -> None:
+    def merge(self) -> None:  # noqa: B027 (nothing to do where the weights are side by side)
         """Bring the weights into one buffer, if that helps; the module's become views of it."""
 
-    def restore(self) -> None:
+    def restore(self) -> None:  # noqa: B027
         """Undo ``merge``."""
 
 
@@ -60,19 +60,11 @@ class SeparateLinears(KvSource):
         if key.weight.device.type == "meta" or key.weight.dtype != value.weight.dtype:
             return
         self._weight = _merged(key.weight, value.weight)
-        if key.bias is not None and value.bias is not None:
-            self._bias = _merged(key.bias, value.bias)
-        elif key.bias is not None or value.bias is not None:
-            zeros = (
-                key.weight.new_zeros(key.out_features),
-                value.weight.new_zeros(value.out_features),
-            )
-            self._bias = torch.cat(
-                [
-                    layer.bias.detach() if layer.bias is not None else zero
-                    for layer, zero in zip((key, value), zeros, strict=True)
-                ]
-            )
+        biases = [bias for layer in (key, value) if (bias := _bias_of(layer)) is not None]
+        if len(biases) == 2:
+            self._bias = _merged(*biases)
+        elif biases:
+            self._bias = torch.cat([_bias_or_zeros(key), _bias_or_zeros(value)])
 
     def restore(self) -> None:
         """Give each parameter memory of its own again."""
@@ -82,6 +74,16 @@ class SeparateLinears(KvSource):
             for parameter in layer.parameters(recurse=False):
                 parameter.data = parameter.data.clone()
         self._weight = self._bias = None
+
+
+def _bias_of(layer: nn.Linear) -> Tensor | None:
+    bias: Tensor | None = layer.bias
+    return bias
+
+
+def _bias_or_zeros(layer: nn.Linear) -> Tensor:
+    bias = _bias_of(layer)
+    return layer.weight.new_zeros(layer.out_features) if bias is None else bias.detach()
 
 
 def _merged(first: Tensor, second: Tensor) -> Tensor:

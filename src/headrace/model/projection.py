@@ -122,8 +122,8 @@ def find_projection(
             return candidate
         best = min(best, error)
     return (
-        f"keys and values rebuilt from the input of {type(observation.module).__name__} differ from "
-        f"the model's own by {best:.2g} of their range"
+        f"keys and values rebuilt from the input of {type(observation.module).__name__} differ "
+        f"from the model's own by {best:.2g} of their range"
     )
 
 
@@ -157,7 +157,7 @@ def _value_norms(module: nn.Module) -> list[nn.Module | None]:
 
 
 def _error(candidate: LayerProjection, observation: Observation) -> float:
-    """Return the largest difference from the observed keys and values, as a share of their range."""
+    """Return the largest difference from what was observed, as a share of its range."""
     try:
         rebuilt = candidate.rebuild(observation.activations, observation.positions)
     except (RuntimeError, ValueError, TypeError):

@@ -42,7 +42,7 @@ class Rotary:
         self._table: tuple[Tensor, Tensor] | None = None
 
     def reserve(self, positions: int, like: Tensor) -> None:
-        """Make the table for positions 0 to ``positions - 1``, in the dtype and device of ``like``."""
+        """Make the table of that many positions, in the dtype and on the device of ``like``."""
         if self._table is not None and self._table[0].shape[0] >= positions:
             return
         with torch.no_grad():

@@ -49,7 +49,7 @@ def layer_times(
     tokens = rows * context
     attend_s = max(attention_flops(shape, 1, 1) / gemm_flops_per_s, kv_bytes / profile.attend_rate)
     rebuild_s = max(
-        rebuild_flops_per_token(shape) / gemm_flops_per_s,
+        rebuild_flops_per_token(shape) / profile.rebuild_rate(shape.dtype),
         (kv_bytes + x_bytes) / profile.device_bytes_per_s,
     )
     dense_s = max(

@@ -21,7 +21,8 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
     """Return the seconds that an operation keeps its resource busy, latency left out.
 
     Transfers take bytes / rate. Compute takes max(FLOPs / GEMM rate, bytes / memory rate), where
-    the memory rate is that of attention, of dense decode work, or of the device's memory.
+    the memory rate is that of attention, of dense decode work, or of the device's memory. The GEMM
+    rate of a rebuild is the measured one of rebuilding, where there is one.
     """
     if op.kind in _LOADS:
         return op.link_bytes / profile.h2d_bytes_per_s
@@ -32,7 +33,9 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
         memory_bytes_per_s = profile.attend_rate
     elif op.kind is Kind.DENSE:
         memory_bytes_per_s = profile.dense_rate
-    return max(op.flops / profile.gemm_rate(dtype), op.memory_bytes / memory_bytes_per_s)
+    is_rebuild = op.kind is Kind.REBUILD
+    flops_per_s = profile.rebuild_rate(dtype) if is_rebuild else profile.gemm_rate(dtype)
+    return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s)
 
 
 def work_s(program: Program, profile: HardwareProfile, dtype: str) -> dict[str, float]:

@@ -310,17 +310,15 @@ class Conveyor:
     ) -> None:
         assert self._current is not None
         granule = self._current.source.granules[operation.granule]
+        slot = (self._current.base + operation.load_number) % self._ring.slots
         if granule.kind is PageKind.ACTIVATIONS:
             assert self._rebuilt is not None
             key, value = self._rebuilt
         elif granule.kind is PageKind.KV:
-            slot = (self._current.base + operation.load_number) % self._ring.slots
             key, value = self._staged(granule, operation.layer, slot)
         else:
             key, value = self._store.gather(granule.kind, operation.layer, granule.pages)
-        part = attend_granule(
-            granule, work.query, key, value, work.scoring, self._workspace_bytes
-        )
+        part = attend_granule(granule, work.query, key, value, work.scoring, self._workspace_bytes)
         attention.accumulator.add(part, granule.rows)
         if granule.kind is PageKind.KV:
             self._give_back(slot)

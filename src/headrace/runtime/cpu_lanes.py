@@ -176,7 +176,7 @@ class CpuBackend(Backend):
         self.origin = Origin.EMULATED if emulated else Origin.MEASURED
         self._epoch_s = time.perf_counter()
         h2d, d2h = Direction(h2d_bytes_per_s), Direction(d2h_bytes_per_s)
-        self._directions = {lane: h2d for lane in H2D_LANES} | {lane: d2h for lane in D2H_LANES}
+        self._directions = dict.fromkeys(H2D_LANES, h2d) | dict.fromkeys(D2H_LANES, d2h)
         self._lanes: dict[Lane, _LaneThread] = {}
         self._pending: list[CpuEvent] = []
 

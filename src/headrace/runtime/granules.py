@@ -1,6 +1,7 @@
 """A layout's pages, cut into the granules that are staged and attended at once.
 
-Shape suffixes: E entries (a page as one row sees it), R rows, N entries of a row, T tokens of a page.
+Shape suffixes: E entries (a page as one row sees it), R rows, N entries of a row, T tokens of a
+page.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Pure bookkeeping, no tensors. All layers that have a cache on the host hold the 
 same places, so one layout serves them all.
 
 A page holds up to ``block_tokens`` tokens of one row. Attention does not care for the order of its
-keys, so a page may hold any tokens of its row, and pages may be brought in any order. A row's newest
-tokens live in its tail on the device; when the tail is full, it becomes a page. Rows have their own
-lengths, and padding is never cached.
+keys, so a page may hold any tokens of its row, and pages may be brought in any order. A row's
+newest tokens live in its tail on the device; when the tail is full, it becomes a page. Rows have
+their own lengths, and padding is never cached.
 """
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ class StepMoves:
     """What a step's new tokens do to the cache, the same for each layer.
 
     Attributes:
-        generated: whether each row has at most one new token. It is then written to the tail before
-            the step attends, and ``fills`` take from the tail alone; ``tails`` is empty.
+        generated: whether each row has at most one new token, the step's first input. It is then
+            written to the tail before the step attends, and ``fills`` take from the tail alone;
+            ``tails`` is empty.
         new: for each row, the indices among the step's inputs that are tokens.
         first_token: number (within its row) of each row's first new token.
         tail_before: tokens in each row's tail before the step.
@@ -178,9 +179,7 @@ class Layout:
         self.version = 0
         """Rises whenever the set of pages, or who uses them, changes."""
         self._split = split
-        self._new_token_kind = (
-            PageKind.RESIDENT if split.resident >= 1.0 - 1e-9 else PageKind.KV
-        )
+        self._new_token_kind = PageKind.RESIDENT if split.resident >= 1.0 - 1e-9 else PageKind.KV
 
     def start(self, rows: int) -> None:
         """Begin with empty rows."""
@@ -218,7 +217,7 @@ class Layout:
             new: for each row, the indices among the step's inputs that are tokens (not padding).
             first_column: column of the padded batch of the step's first input.
         """
-        generated = all(len(indices) <= 1 for indices in new)
+        generated = all(list(indices) in ([], [0]) for indices in new)
         first_token = tuple(self.lengths)
         before = tuple(len(row.tail) for row in self.rows)
         fills: list[PageFill] = []

@@ -1,6 +1,7 @@
 """A step's moves as index tensors, made once per step and used by every layer.
 
-Shape suffixes: B rows, N pages of a batch, T tokens of a page, q new tokens, R rows whose tail changes.
+Shape suffixes: B rows, N pages of a batch, T tokens of a page, q new tokens, R rows whose tail
+changes.
 """
 
 from __future__ import annotations
@@ -154,9 +155,7 @@ def _batch(
     )
 
 
-def _sources(
-    tail_slots: Sequence[int], new: Sequence[int], first_new: int, size: int
-) -> list[int]:
+def _sources(tail_slots: Sequence[int], new: Sequence[int], first_new: int, size: int) -> list[int]:
     """Return where ``size`` tokens are among a row's tail followed by the step's inputs.
 
     Places past the last token repeat it; what they hold is never seen.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.errors import MemoryBudgetError
+from headrace.plan.operations import Program
 from headrace.runtime.attention import (
     Accumulator,
     Partial,
@@ -29,7 +30,7 @@ from headrace.runtime.attention import (
 )
 from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
 from headrace.runtime.lanes import Backend, Event
-from headrace.runtime.layout import Layout, PageKind, StepMoves
+from headrace.runtime.layout import Layout, PageKind, Row, StepMoves
 from headrace.runtime.moves import StepIndex, index_moves
 from headrace.runtime.programs import ProgramMaker
 from headrace.runtime.prompt import attend_prompt, row_spans
@@ -58,6 +59,7 @@ class _Step:
         spans: rows by the span of their inputs, if each is contiguous.
         visible: bool ``[B, 1, 1, T]``; places of the tail that are seen.
         tail_token: int64 ``[B, T]``; 0 for such a place, -1 for others (older than any query).
+        column_Bq: int64; column of the padded batch of each input, -1 for padding.
     """
 
     moves: StepMoves
@@ -66,6 +68,7 @@ class _Step:
     spans: dict[tuple[int, int], list[int]] | None
     visible: Tensor
     tail_token: Tensor
+    column_Bq: Tensor
 
 
 class PagedCache:
@@ -155,6 +158,11 @@ class PagedCache:
         """How often a pool has been allocated or enlarged."""
         return self._store.growths
 
+    def decode_program(self) -> Program:
+        """Return the program of a decode step over the cache as it is."""
+        tails = sum(len(row.tail) for row in self._layout.rows)
+        return self._programs.program(self.rows, 1, tails).program
+
     # A step
 
     def begin_step(
@@ -171,39 +179,40 @@ class PagedCache:
         self._reserve([len(indices) for indices in new])
         before = self._layout.lengths
         tails = [len(row.tail) for row in self._layout.rows]
+        hidden = [_hidden_places(row) for row in self._layout.rows]
         granules = self._programs.granules()
         program = self._programs.program(self.rows, q_len, sum(tails))
         moves = self._layout.append(new, first_column)
         if moves.fills:
             program = replace(
-                self._programs.program_with_stores(
-                    self.rows, q_len, sum(tails), moves, granules
-                ),
+                self._programs.program_with_stores(self.rows, q_len, sum(tails), moves, granules),
                 version=program.version,
             )
         index = index_moves(
             moves, q_len, self._block, self._writer.pages_at_once(), self._backend.device
         )
-        self._now = self._step(moves, index, fresh=not any(before))
+        self._now = self._step(moves, index, hidden, first_column, fresh=not any(before))
         self._note_positions(index, position_Bq)
         for window in set(self._windows.values()):
-            window.begin_step(index.token_Bq, moves.new)
+            window.begin_step(self._now.column_Bq, moves.new, first_column)
         after = self._programs.program(self.rows, 1, sum(tails))
         self._conveyor.begin_step(program, after)
 
-    def _step(self, moves: StepMoves, index: StepIndex, fresh: bool) -> _Step:
+    def _step(
+        self,
+        moves: StepMoves,
+        index: StepIndex,
+        hidden: list[set[int]],
+        first_column: int,
+        fresh: bool,
+    ) -> _Step:
         """Return what the layers share. Generated tokens are in the tail when it is attended to."""
         counts = list(moves.tail_before)
         if moves.generated:
             counts = [
                 count + len(indices) for count, indices in zip(counts, moves.new, strict=True)
             ]
-        hidden = [
-            {slot for slot, token in enumerate(row.tail[:count]) if token in row.hidden}
-            if row.hidden
-            else set()
-            for row, count in zip(self._layout.rows, counts, strict=True)
-        ]
+        column = torch.arange(index.token_Bq.shape[1], device=self._backend.device) + first_column
         visible = tail_visible(counts, hidden, self._block, self._backend.device)
         return _Step(
             moves=moves,
@@ -212,6 +221,7 @@ class PagedCache:
             spans=row_spans(moves.new) if fresh else None,
             visible=visible,
             tail_token=visible[:, 0, 0].to(torch.int64) - 1,
+            column_Bq=torch.where(index.token_Bq >= 0, column, -1),
         )
 
     def _note_positions(self, index: StepIndex, position_Bq: Tensor) -> None:
@@ -269,11 +279,11 @@ class PagedCache:
         scoring: Scoring,
     ) -> LayerWork:
         assert self._now is not None
-        window, token_Bq = self._windows[layer], self._now.index.token_Bq
+        window, column_Bq = self._windows[layer], self._now.column_Bq
 
         def attend_new() -> Partial:
             return window.attend(
-                layer, grouped, key, value, token_Bq, scoring, self._settings.workspace_bytes
+                layer, grouped, key, value, column_Bq, scoring, self._settings.workspace_bytes
             )
 
         return LayerWork(grouped, scoring, attend_new, store=lambda: None)
@@ -322,9 +332,7 @@ class PagedCache:
                     workspace,
                 )
             )
-        accumulator.add(
-            attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace)
-        )
+        accumulator.add(attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace))
         return accumulator.result()
 
     def _store_new(
@@ -386,8 +394,9 @@ class PagedCache:
     def show(self, row: int, visible_columns: NDArray[np.bool_]) -> None:
         """Let the attention mask of a row say which of its cached tokens are seen."""
         self._layout.show(row, visible_columns)
+        columns = self._layout.rows[row].columns
         for window in set(self._windows.values()):
-            window.hide(row, self._layout.rows[row].hidden)
+            window.hide(row, {columns[token] for token in self._layout.rows[row].hidden})
 
     def select(self, sources: Sequence[int]) -> None:
         """Let row i become what row ``sources[i]`` was."""
@@ -399,11 +408,11 @@ class PagedCache:
 
     def crop(self, columns: int) -> None:
         """Forget every token from this column of the padded batch on."""
-        before = self._layout.lengths
-        lengths = [sum(column < columns for column in row.columns) for row in self._layout.rows]
-        removed = max((old - new for old, new in zip(before, lengths, strict=True)), default=0)
-        for window in set(self._windows.values()):
-            window.crop(lengths, removed)
+        windows = set(self._windows.values())
+        for window in windows:
+            window.check_crop(columns)
+        for window in windows:
+            window.crop(columns)
         self._layout.crop(columns)
 
     def drain(self) -> None:
@@ -412,9 +421,12 @@ class PagedCache:
         self._backend.synchronize()
 
 
-def _make_windows(
-    backend: Backend, settings: CacheSettings, rows: int
-) -> dict[int, WindowCache]:
+def _hidden_places(row: Row) -> set[int]:
+    """Return the places of a row's tail whose tokens the attention mask hides."""
+    return {place for place, token in enumerate(row.tail) if token in row.hidden}
+
+
+def _make_windows(backend: Backend, settings: CacheSettings, rows: int) -> dict[int, WindowCache]:
     """Return the window cache of each windowed layer; layers with the same window share one."""
     by_window: dict[int, dict[int, LayerWidths]] = {}
     for layer, (width, window) in settings.windows.items():

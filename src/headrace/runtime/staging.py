@@ -68,7 +68,7 @@ class StagingRing:
         return self._readers[slot]
 
     def release(self, slot: int, done: Event | None = None) -> None:
-        """Say that a slot has been read, once ``done`` (default: all compute so far) has happened."""
+        """Say that a slot has been read once ``done`` (default: all compute so far) happened."""
         if self._poison:
             if done is not None:
                 self._backend.wait(done)

@@ -29,7 +29,8 @@ SPARE_TOKENS = 64
 class WindowCache:
     """Keys and values of the newest tokens of every windowed layer with the same window.
 
-    Token n of a row lives in place ``n mod C`` of a ring of C places.
+    The token of column n of the padded batch lives in place ``n mod C`` of a ring of C places. A
+    window is counted in columns, as the plain model counts it: padding between turns is part of it.
 
     Args:
         backend: whose memory.
@@ -56,8 +57,9 @@ class WindowCache:
         self._keys = {layer: buffer(width) for layer, width in widths.items()}
         self._values = {layer: buffer(width) for layer, width in widths.items()}
         self._device = backend.device
-        self._token = torch.full((rows, self._places), -1, dtype=torch.int64, device=self._device)
-        self._token_before = self._token
+        self._column = torch.full((rows, self._places), -1, dtype=torch.int64, device=self._device)
+        self._column_before = self._column
+        self._reached = 0
         self._writes: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -66,21 +68,27 @@ class WindowCache:
         tensors = [*self._keys.values(), *self._values.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def begin_step(self, token_Bq: Tensor, new: tuple[tuple[int, ...], ...]) -> None:
+    def begin_step(
+        self, column_Bq: Tensor, new: tuple[tuple[int, ...], ...], first_column: int
+    ) -> None:
         """Prepare the places of a step's new tokens.
 
         Args:
-            token_Bq: int64, each input's number in its row, -1 for padding (on the device).
+            column_Bq: int64, each input's column, -1 for padding (on the device).
             new: the same as indices of the inputs that are tokens.
+            first_column: column of the step's first input.
         """
-        kept = [(row, index) for row, indices in enumerate(new) for index in indices[-self._places :]]
+        kept = [
+            (row, index) for row, indices in enumerate(new) for index in indices[-self._places :]
+        ]
         rows = torch.tensor([row for row, _ in kept], dtype=torch.int64).to(self._device)
         inputs = torch.tensor([index for _, index in kept], dtype=torch.int64).to(self._device)
-        token = token_Bq[rows, inputs]
-        self._writes = (rows, inputs, token % self._places)
-        self._token_before = self._token
-        self._token = self._token.clone()
-        self._token[rows, self._writes[2]] = token
+        column = column_Bq[rows, inputs]
+        self._writes = (rows, inputs, column % self._places)
+        self._column_before = self._column
+        self._column = self._column.clone()
+        self._column[rows, self._writes[2]] = column
+        self._reached = max(self._reached, first_column + column_Bq.shape[1])
 
     def attend(
         self,
@@ -88,7 +96,7 @@ class WindowCache:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        token_Bq: Tensor,
+        column_Bq: Tensor,
         scoring: Scoring,
         workspace_bytes: int,
     ) -> Partial:
@@ -99,13 +107,13 @@ class WindowCache:
             query: grouped queries ``[B, H, G, D]``.
             key: new keys ``[B, H, q, D]``.
             value: new values ``[B, H, q, D]``.
-            token_Bq: number of each input in its row, -1 for padding.
+            column_Bq: column of each input, -1 for padding.
             scoring: scale, soft cap and window.
             workspace_bytes: bound on the scores that exist at once.
         """
-        if token_Bq.shape[1] == 1:
+        if column_Bq.shape[1] == 1:
             self._write(layer, key, value)
-            return self._attend_ring(layer, query, token_Bq, scoring, self._token)
+            return self._attend_ring(layer, query, column_Bq, scoring, self._column)
         accumulator = Accumulator(query)
         accumulator.add(
             attend_causal(
@@ -113,21 +121,21 @@ class WindowCache:
                 self._keys[layer],
                 self._values[layer],
                 scoring,
-                token_Bq,
-                self._token_before,
+                column_Bq,
+                self._column_before,
                 workspace_bytes,
             )
         )
         accumulator.add(
-            attend_causal(query, key, value, scoring, token_Bq, token_Bq, workspace_bytes)
+            attend_causal(query, key, value, scoring, column_Bq, column_Bq, workspace_bytes)
         )
         self._write(layer, key, value)
         return accumulator.result()
 
     def _attend_ring(
-        self, layer: int, query: Tensor, token_Bq: Tensor, scoring: Scoring, token_BC: Tensor
+        self, layer: int, query: Tensor, column_Bq: Tensor, scoring: Scoring, column_BC: Tensor
     ) -> Partial:
-        visible = visibility(token_Bq, token_BC, scoring.window)[:, None]
+        visible = visibility(column_Bq, column_BC, scoring.window)[:, None]
         return attend(query, self._keys[layer], self._values[layer], scoring, visible)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -136,26 +144,29 @@ class WindowCache:
         self._keys[layer][rows, :, places] = key[rows, :, inputs]
         self._values[layer][rows, :, places] = value[rows, :, inputs]
 
-    def hide(self, row: int, tokens: set[int]) -> None:
-        """Let the attention mask hide tokens of a row for good."""
-        for token in tokens:
-            place = token % self._places
-            if int(self._token[row, place]) == token:
-                self._token[row, place] = -1
+    def hide(self, row: int, columns: set[int]) -> None:
+        """Let the attention mask hide a row's tokens of these columns for good."""
+        for column in columns:
+            place = column % self._places
+            if int(self._column[row, place]) == column:
+                self._column[row, place] = -1
 
     def select(self, sources: Tensor) -> None:
         """Let row i become what row ``sources[i]`` was."""
         for tensors in (self._keys, self._values):
             for layer, tensor in tensors.items():
                 tensors[layer] = tensor.index_select(0, sources)
-        self._token = self._token.index_select(0, sources)
+        self._column = self._column.index_select(0, sources)
 
-    def crop(self, lengths: list[int], removed: int) -> None:
-        """Forget every token from each row's new length on."""
-        if removed > SPARE_TOKENS:
+    def check_crop(self, columns: int) -> None:
+        """Raise if what is left after a crop would lack tokens of its window."""
+        removed = self._reached - columns
+        if self._reached > self._places and removed > SPARE_TOKENS:
             raise ConfigurationError(
-                f"{removed} tokens were to be taken back from a cache with windowed layers; "
-                f"at most {SPARE_TOKENS} can be: the older ones are gone"
+                f"{removed} columns were to be taken back from a cache with windowed layers; at "
+                f"most {SPARE_TOKENS} can be: the tokens before them are gone"
             )
-        limit = torch.tensor(lengths, device=self._device)[:, None]
-        self._token = torch.where(self._token < limit, self._token, -1)
+
+    def crop(self, columns: int) -> None:
+        """Forget every token from this column of the padded batch on."""
+        self._column = torch.where(self._column < columns, self._column, -1)

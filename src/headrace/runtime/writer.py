@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from headrace.runtime.lanes import Backend, Copy, Event
@@ -57,8 +56,11 @@ class Writer:
         """Return how many pages of each kind fit a buffer, whichever the layer."""
         return {
             kind: min(
-                self._ring.elements // width.page_elements(kind, self._block_tokens)
-                for width in self._widths.values()
+                (
+                    self._ring.elements // width.page_elements(kind, self._block_tokens)
+                    for width in self._widths.values()
+                ),
+                default=1,
             )
             for kind in PageKind
         }
@@ -95,9 +97,7 @@ class Writer:
             return source[batch.rows_NT, batch.sources_NT]
         return source[batch.rows_NT, :, batch.sources_NT].transpose(1, 2)
 
-    def _write_resident(
-        self, layer: int, batch: FillBatch, gathered: tuple[Tensor, ...]
-    ) -> None:
+    def _write_resident(self, layer: int, batch: FillBatch, gathered: tuple[Tensor, ...]) -> None:
         done = 0
         for first, count in self._store.runs(batch.kind, batch.pages):
             pages = self._store.pages(batch.kind, layer, first, count)
@@ -125,4 +125,3 @@ class Writer:
             (page,) = self._store.pages(batch.kind, layer, number, 1)
             copies.append(Copy(page[0, offset : offset + count], staged[place, :count]))
         return copies
-

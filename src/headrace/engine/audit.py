@@ -1,0 +1,228 @@
+"""The audit: is the output that of the plain model?
+
+The plain model generates greedily, and its tokens are then fed to the model with a ``HostCache``.
+Each step's logits are compared, and so is the token that they would choose: if it is the plain
+model's in every step, then generating freely would have given the same tokens.
+
+In float32 the logits must agree within 1e-4 of their range, and every token. In half precision no
+two ways of running a model agree that well; there the limit is what the plain model's own two
+attention implementations (eager and SDPA) differ by, and a token may only differ where the plain
+model's own choice is closer than that.
+
+Shape suffixes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from headrace.engine.decoding import StaticBatch
+from headrace.hardware.profile import HardwareProfile
+from headrace.hf.cache import HostCache
+from headrace.hf.observe import text_config
+
+FLOAT32_TOLERANCE = 1e-4
+HALF_FLOOR = 1e-3
+HALF_SPREADS = 2.0
+"""In half precision, how many times the plain model's own spread is allowed: the reference's error
+and ours both count."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the plain model does with some prompts.
+
+    Attributes:
+        tokens: int64 ``[steps, B]``, the greedy tokens.
+        logits: float32 ``[B, V]`` of each step.
+        tolerance: largest allowed difference of logits, as a share of their range.
+        why: where the tolerance comes from.
+    """
+
+    tokens: Tensor
+    logits: tuple[Tensor, ...]
+    tolerance: float
+    why: str
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """How one way of running the model compares with the plain model.
+
+    Attributes:
+        policy: the policy.
+        recompute_fraction: share of the prompts that is kept as X.
+        tokens_identical: whether every step chooses the plain model's token.
+        max_logit_error: largest difference of logits, as a share of their range in that step.
+        tolerance: what is allowed.
+        passed: whether the logits agree, and the tokens (in half precision: but for near ties).
+        notes: what was decided differently from what was asked, and why.
+    """
+
+    policy: str
+    recompute_fraction: float
+    tokens_identical: bool
+    max_logit_error: float
+    tolerance: float
+    passed: bool
+    notes: tuple[str, ...]
+
+
+def reference(model: nn.Module, ids: Tensor, mask: Tensor, steps: int) -> Reference:
+    """Run the plain model greedily.
+
+    Args:
+        model: the model, without a cache of ours open.
+        ids: token ids ``[B, S]``, padded on the left.
+        mask: their attention mask.
+        steps: tokens to generate.
+    """
+    logits, tokens = _run(model, ids, mask, _plain_cache(model), steps, None)
+    if logits[0].dtype == torch.float32 and next(model.parameters()).dtype == torch.float32:
+        return Reference(tokens, logits, FLOAT32_TOLERANCE, "1e-4 of the range, in float32")
+    own = _attention_name(model)
+    with _attention(model, "eager" if own != "eager" else "sdpa"):
+        others, _ = _run(model, ids, mask, _plain_cache(model), steps, tokens)
+    spread = max(_error(mine, other) for mine, other in zip(logits, others, strict=True))
+    return Reference(
+        tokens,
+        logits,
+        max(HALF_SPREADS * spread, HALF_FLOOR),
+        f"{HALF_SPREADS:g} times what eager and SDPA differ by ({spread:.2g} of the range)",
+    )
+
+
+def audit(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    expected: Reference,
+    *,
+    policy: str,
+    recompute_fraction: float | None = None,
+    profile: HardwareProfile | str | None = None,
+) -> AuditResult:
+    """Compare the model under a policy with the plain model.
+
+    Args:
+        model: the model.
+        ids: token ids ``[B, S]``, padded on the left.
+        mask: their attention mask.
+        expected: of the same prompts.
+        policy: see ``HostCache``.
+        recompute_fraction: see ``HostCache``.
+        profile: see ``HostCache``.
+    """
+    steps = expected.tokens.shape[0]
+    with HostCache(
+        model,
+        policy=policy,
+        recompute_fraction=recompute_fraction,
+        profile=profile,
+        reserve_tokens=steps,
+    ) as cache:
+        made, _ = _run(model, ids, mask, cache, steps, expected.tokens)
+        chosen, fraction, notes = cache.policy, cache.recompute_fraction, cache.notes
+    error = max(_error(mine, plain) for mine, plain in zip(made, expected.logits, strict=True))
+    same = [
+        _choices_agree(mine, plain, expected.tolerance)
+        for mine, plain in zip(made, expected.logits, strict=True)
+    ]
+    identical = all(exact for exact, _ in same)
+    near = all(exact or close for exact, close in same)
+    strict = expected.tolerance == FLOAT32_TOLERANCE
+    return AuditResult(
+        policy=chosen,
+        recompute_fraction=fraction,
+        tokens_identical=identical,
+        max_logit_error=error,
+        tolerance=expected.tolerance,
+        passed=error <= expected.tolerance and (identical if strict else near),
+        notes=notes,
+    )
+
+
+def _plain_cache(model: nn.Module) -> DynamicCache:
+    return DynamicCache(config=text_config(model))
+
+
+def _run(
+    model: nn.Module, ids: Tensor, mask: Tensor, cache: Any, steps: int, forced: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return each step's logits, and the tokens: the greedy ones, or those that were forced."""
+    batch = StaticBatch(model, ids, mask, cache)
+    logits, tokens = [batch.prefill()], []
+    for step in range(steps):
+        tokens.append(logits[-1].argmax(dim=-1) if forced is None else forced[step])
+        if step + 1 < steps:
+            logits.append(batch.step(tokens[-1]))
+    return tuple(logits), torch.stack(tokens)
+
+
+def _error(made: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a share of the range of a row's logits (NaN is infinite)."""
+    span = (expected.amax(dim=-1) - expected.amin(dim=-1)).clamp_min(1e-20)
+    error = float(((made - expected).abs().amax(dim=-1) / span).max())
+    return error if error == error else float("inf")
+
+
+def _choices_agree(made: Tensor, expected: Tensor, tolerance: float) -> tuple[bool, bool]:
+    """Return whether all rows choose the same token, and whether they nearly do.
+
+    A choice is near if the plain model's logit of the token is within twice the tolerance, as a
+    share of the range, of the plain model's best.
+    """
+    choice, plain = made.argmax(dim=-1), expected.argmax(dim=-1)
+    best = expected.gather(1, plain[:, None])[:, 0]
+    chosen = expected.gather(1, choice[:, None])[:, 0]
+    span = expected.amax(dim=-1) - expected.amin(dim=-1)
+    near = bool((best - chosen <= 2 * tolerance * span).all())
+    return bool((choice == plain).all()), near
+
+
+def _attention_name(model: nn.Module) -> str:
+    config: Any = model.config
+    return str(config._attn_implementation)
+
+
+@contextmanager
+def _attention(model: nn.Module, name: str) -> Iterator[None]:
+    """Let a model use another attention implementation of its own for a while."""
+    own = _attention_name(model)
+    model.set_attn_implementation(name)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)  # type: ignore[operator]
+
+
+def audit_all(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    steps: int,
+    ways: Sequence[tuple[str, float | None]],
+    profile: HardwareProfile | str | None = None,
+) -> tuple[Reference, list[AuditResult]]:
+    """Audit several (policy, recompute fraction) on the same prompts."""
+    expected = reference(model, ids, mask, steps)
+    results = [
+        audit(
+            model,
+            ids,
+            mask,
+            expected,
+            policy=policy,
+            recompute_fraction=fraction,
+            profile=profile,
+        )
+        for policy, fraction in ways
+    ]
+    return expected, results

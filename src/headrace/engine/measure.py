@@ -1,0 +1,274 @@
+"""Measures decode steps under several policies, alternating, with the prediction beside.
+
+The policies share one model, one batch and one run. In each round every policy takes a few steps in
+turn, so that what else the machine does strikes them alike; figures are medians over all rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headrace.engine.decoding import StaticBatch
+from headrace.hardware.profile import HardwareProfile
+from headrace.hf.cache import HostCache
+from headrace.plan.simulate import bound_s, steady_step_s
+from headrace.timeline import H2D_LANES, Lane, Origin, Timeline
+
+
+@dataclass(frozen=True)
+class PolicyMeasurement:
+    """One policy's decode steps.
+
+    Attributes:
+        policy: the policy.
+        origin: measured, or emulated when the link was slowed down on purpose.
+        recompute_fraction: share of the prompts that is kept as X.
+        prefill_s: seconds to the first token.
+        step_s: median seconds of a decode step.
+        step_s_range: least and largest.
+        predicted_step_s: the same program by simulation, with the profile's rates.
+        bound_s: the least that the profile's rates allow for the step's work.
+        link_bytes: bytes that a step brings to the device.
+        link_bytes_per_s: while the link was busy.
+        link_busy: share of the time in which the link was busy, 0 to 1.
+        device_busy: share of the time in which the device computed, 0 to 1.
+        peak_gpu_bytes: peak device memory.
+        host_bytes: host memory of the cache.
+        predicted: the predicted timeline.
+        measured: the measured timeline of the last round.
+        notes: what was decided differently from what was asked, and why.
+    """
+
+    policy: str
+    origin: Origin
+    recompute_fraction: float
+    prefill_s: float
+    step_s: float
+    step_s_range: tuple[float, float]
+    predicted_step_s: float
+    bound_s: float
+    link_bytes: int
+    link_bytes_per_s: float
+    link_busy: float
+    device_busy: float
+    peak_gpu_bytes: int
+    host_bytes: int
+    predicted: Timeline
+    measured: Timeline
+    notes: tuple[str, ...]
+
+    @property
+    def prediction_error(self) -> float:
+        """How far the prediction is off, as a share of what was measured."""
+        return self.predicted_step_s / self.step_s - 1.0
+
+    @property
+    def binding_busy(self) -> float:
+        """Busy share of the busier of link and device."""
+        return max(self.link_busy, self.device_busy)
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How to measure.
+
+    Attributes:
+        rounds: how often each policy takes its turn.
+        steps_per_round: steps of a turn that count.
+        warmup_steps: steps of each turn before them, at least 1.
+        gpu_memory: budget of device memory, or None.
+        one_at_a_time: open a policy's cache only for its own rounds, where host memory does not
+            hold all caches at once; rounds then do not alternate.
+    """
+
+    rounds: int = 3
+    steps_per_round: int = 3
+    warmup_steps: int = 1
+    gpu_memory: str | None = None
+    one_at_a_time: bool = False
+
+    @property
+    def all_steps(self) -> int:
+        """Steps that a cache goes through."""
+        return 1 + self.rounds * (self.warmup_steps + self.steps_per_round)
+
+
+def measure_policies(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    profile: HardwareProfile,
+    policies: Sequence[str],
+    options: MeasureOptions,
+    *,
+    label: str,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[PolicyMeasurement]:
+    """Measure policies on one batch.
+
+    Args:
+        model: the model.
+        ids: token ids ``[B, S]``, padded on the left.
+        mask: their attention mask.
+        profile: of this machine; if its link is emulated, the link is paced.
+        policies: names of policies.
+        options: how to measure.
+        label: what runs, for the timelines.
+        progress: is called with a line of text now and then.
+    """
+    runs = [
+        _PolicyRun(model, ids, mask, profile, policy, options, f"{label}, {policy}")
+        for policy in policies
+    ]
+    try:
+        if options.one_at_a_time:
+            for run in runs:
+                progress(f"{run.policy}: prompts and {options.all_steps} steps")
+                run.open()
+                for _ in range(options.rounds):
+                    run.take_turn()
+                run.finish()
+            return [run.result() for run in runs]
+        for run in runs:
+            progress(f"{run.policy}: prompts")
+            run.open()
+        for number in range(options.rounds):
+            for run in runs:
+                progress(f"round {number + 1} of {options.rounds}: {run.policy}")
+                run.take_turn()
+        for run in runs:
+            run.finish()
+        return [run.result() for run in runs]
+    finally:
+        for run in runs:
+            run.close()
+
+
+class _PolicyRun:
+    """One policy's cache, its batch, and what was measured so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ids: Tensor,
+        mask: Tensor,
+        profile: HardwareProfile,
+        policy: str,
+        options: MeasureOptions,
+        label: str,
+    ) -> None:
+        self.policy = policy
+        self._model = model
+        self._inputs = ids, mask
+        self._profile = profile
+        self._options = options
+        self._label = label
+        self._cache: HostCache | None = None
+        self._steps_s: list[float] = []
+        self._busy: list[tuple[float, float, float]] = []
+        self._result: PolicyMeasurement | None = None
+
+    def open(self) -> None:
+        """Run the prompts."""
+        if next(self._model.parameters()).is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self._cache = HostCache(
+            self._model,
+            policy=self.policy,
+            profile=self._profile,
+            gpu_memory=self._options.gpu_memory,
+            reserve_tokens=self._options.all_steps + 1,
+        )
+        self._batch = StaticBatch(self._model, *self._inputs, self._cache)
+        self._tokens = self._batch.prefill().argmax(dim=-1)
+        self._step()
+
+    def _step(self) -> float:
+        start_s = time.perf_counter()
+        self._tokens = self._batch.step(self._tokens).argmax(dim=-1)
+        self._tokens.tolist()
+        return time.perf_counter() - start_s
+
+    def take_turn(self) -> None:
+        """Take a turn of steps; the first ones do not count."""
+        cache = self._opened
+        cache.trace()
+        for _ in range(self._options.warmup_steps):
+            self._step()
+        self._steps_s += [self._step() for _ in range(self._options.steps_per_round)]
+        timeline = cache.timeline(self._label)
+        cache.trace(False)
+        self._timeline, shares = _counted(timeline, self._options.warmup_steps)
+        self._busy.append(shares)
+
+    def finish(self) -> None:
+        """Note the result and close the cache."""
+        cache = self._opened
+        predicted = cache.predicted_timeline(self._label)
+        assert predicted is not None
+        program, dtype = cache.paged.decode_program(), str(next(self._model.parameters()).dtype)
+        links, devices, rates = zip(*self._busy, strict=True)
+        self._result = PolicyMeasurement(
+            policy=self.policy,
+            origin=cache.origin,
+            recompute_fraction=cache.recompute_fraction,
+            prefill_s=self._batch.forward_s[0],
+            step_s=statistics.median(self._steps_s),
+            step_s_range=(min(self._steps_s), max(self._steps_s)),
+            predicted_step_s=steady_step_s(predicted),
+            bound_s=bound_s(program, self._profile, dtype.removeprefix("torch.")),
+            link_bytes=program.link_bytes,
+            link_bytes_per_s=statistics.median(rates),
+            link_busy=statistics.median(links),
+            device_busy=statistics.median(devices),
+            peak_gpu_bytes=cache.peak_gpu_bytes,
+            host_bytes=cache.paged.host_bytes,
+            predicted=predicted,
+            measured=self._timeline,
+            notes=cache.notes,
+        )
+        self.close()
+
+    def result(self) -> PolicyMeasurement:
+        """Return the result."""
+        assert self._result is not None
+        return self._result
+
+    def close(self) -> None:
+        """Close the cache."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    @property
+    def _opened(self) -> HostCache:
+        assert self._cache is not None
+        return self._cache
+
+
+def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, tuple[float, float, float]]:
+    """Return the steps that count, with the busy shares of link and device and the link's rate.
+
+    A step lasts from the end of the compute of the one before to the end of its own; what the link
+    does in that time counts, whichever step it is for.
+    """
+    compute = timeline.select([Lane.COMPUTE])
+    steps = sorted({span.step for span in compute})
+    before, counted = steps[warmup_steps - 1], steps[warmup_steps:]
+    start_s = max(span.finish_s for span in compute if span.step == before)
+    finish_s = max(span.finish_s for span in compute)
+    loads = timeline.select(H2D_LANES)
+    busy_s = timeline.busy_s(H2D_LANES)
+    shares = (
+        timeline.busy_share(H2D_LANES, start_s, finish_s),
+        timeline.busy_share([Lane.COMPUTE], start_s, finish_s),
+        sum(span.size_bytes for span in loads) / busy_s if busy_s else 0.0,
+    )
+    kept = tuple(span for span in timeline.spans if span.step in counted)
+    return Timeline(timeline.origin, timeline.label, kept), shares
