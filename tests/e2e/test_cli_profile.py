@@ -6,6 +6,7 @@ import pytest
 from headrace.hardware.profile_file import load_profile
 
 WORDS = ("profile", "--model", "demo", "--emulate", "a100-40gb-pcie4", "--quick")
+PLAN = ("plan", "demo", "--rows", "4", "--prompt", "128", "--generate", "16")
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +36,12 @@ def test_a_profile_can_be_written_to_a_file_and_planned_with(measured, headrace,
     done = headrace(*WORDS, "--output", file, "--json")
     assert json.loads(done.stdout)["path"] == str(file)
     assert load_profile(file).emulates == "a100-40gb-pcie4"
-    words = ["plan", "demo", "--rows", "4", "--prompt", "128", "--generate", "16", "--hardware"]
-    plan = json.loads(headrace(*words, file, "--json").stdout)
+    plan = json.loads(headrace(*PLAN, "--hardware", file, "--json").stdout)
     assert "emulated" in plan["origin"]
 
 
 def test_a_plan_without_hardware_uses_the_stored_profile(measured, headrace):
-    words = [
-        "plan",
-        "demo",
-        "--rows",
-        "4",
-        "--prompt",
-        "128",
-        "--generate",
-        "16",
-        "--emulate",
-        "a100-40gb-pcie4",
-    ]
-    done = headrace(*words)
+    done = headrace(*PLAN, "--emulate", "a100-40gb-pcie4")
     assert done.returncode == 0
     assert "measuring" not in done.stderr
     assert "EMULATED link" in done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -46,20 +45,15 @@ def build_parser(commands: dict[str, ModuleType]) -> Parser:
 
 
 def _run(words: list[str]) -> int:
-    commands = _offered()
+    commands = load_commands()
     args = build_parser(commands).parse_args(words)
     with output.reserved(args):
         return int(commands[args.command].run(args))
 
 
-def _offered() -> dict[str, ModuleType]:
-    """Return the commands whose modules exist, by name."""
-    modules = {name: f"headrace.cli.{name}" for name in COMMANDS}
-    return {
-        name: importlib.import_module(module)
-        for name, module in modules.items()
-        if importlib.util.find_spec(module)
-    }
+def load_commands() -> dict[str, ModuleType]:
+    """Return the commands' modules by name."""
+    return {name: importlib.import_module(f"headrace.cli.{name}") for name in COMMANDS}
 
 
 def _calm_openmp() -> None:

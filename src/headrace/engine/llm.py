@@ -40,6 +40,7 @@ class GenerationStats:
         peak_gpu_bytes: peak device memory: CUDA's own count, or on a CPU weights and cache buffers.
         host_bytes: host memory of the cache.
         policy: the policy that was used.
+        recompute_fraction: share of each prompt's tokens that was kept as X.
         notes: what was decided differently from what was asked, and why.
     """
 
@@ -52,6 +53,7 @@ class GenerationStats:
     peak_gpu_bytes: int
     host_bytes: int
     policy: str
+    recompute_fraction: float
     notes: tuple[str, ...]
 
 
@@ -214,6 +216,7 @@ class LLM:
             peak_gpu_bytes=cache.peak_gpu_bytes,
             host_bytes=cache.paged.host_bytes,
             policy=cache.policy,
+            recompute_fraction=cache.recompute_fraction,
             notes=cache.notes,
         )
         if self._tracing:

@@ -15,6 +15,7 @@ from transformers import (
     OPTConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from headrace.errors import ConfigurationError, ModelError
 from headrace.model.published import published_names, published_shape
@@ -41,6 +42,12 @@ class LoadedModel:
     name: str
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase | None
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and advice of other libraries off the terminal (for command lines)."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def resolve_device(device: str) -> torch.device:

@@ -129,6 +129,9 @@ def rebuild_rate(model: nn.Module, shape: ModelShape) -> float:
         pages = max(1, _REBUILT_BYTES // (_PAGE_TOKENS * shape.d_model * parameter.element_size()))
         size = (pages, _PAGE_TOKENS, shape.d_model)
         activations = torch.randn(size, device=parameter.device).to(parameter.dtype)
+        rotary = usable[0].rotary
+        if rotary is not None:
+            rotary.reserve(_PAGE_TOKENS, parameter)
         positions = torch.arange(_PAGE_TOKENS, device=parameter.device).expand(pages, -1)
         with torch.no_grad():
             seconds = _median_s(lambda: usable[0].rebuild(activations, positions), parameter.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headrace.engine.decoding import StaticBatch
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.cache import HostCache
-from headrace.plan.simulate import bound_s, steady_step_s
+from headrace.plan.simulate import bound_s, step_durations_s
 from headrace.timeline import H2D_LANES, Lane, Origin, Timeline
 
 
@@ -42,6 +42,7 @@ class PolicyMeasurement:
         host_bytes: host memory of the cache.
         predicted: the predicted timeline.
         measured: the measured timeline of the last round.
+        token_ids: each row's greedy tokens.
         notes: what was decided differently from what was asked, and why.
     """
 
@@ -61,6 +62,7 @@ class PolicyMeasurement:
     host_bytes: int
     predicted: Timeline
     measured: Timeline
+    token_ids: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...]
 
     @property
@@ -171,6 +173,7 @@ class _PolicyRun:
         self._label = label
         self._cache: HostCache | None = None
         self._steps_s: list[float] = []
+        self._predicted_s: list[float] = []
         self._busy: list[tuple[float, float, float]] = []
         self._result: PolicyMeasurement | None = None
 
@@ -187,12 +190,13 @@ class _PolicyRun:
         )
         self._batch = StaticBatch(self._model, *self._inputs, self._cache)
         self._tokens = self._batch.prefill().argmax(dim=-1)
+        self._made = [self._tokens.tolist()]
         self._step()
 
     def _step(self) -> float:
         start_s = time.perf_counter()
         self._tokens = self._batch.step(self._tokens).argmax(dim=-1)
-        self._tokens.tolist()
+        self._made.append(self._tokens.tolist())
         return time.perf_counter() - start_s
 
     def take_turn(self) -> None:
@@ -203,6 +207,10 @@ class _PolicyRun:
             self._step()
         self._steps_s += [self._step() for _ in range(self._options.steps_per_round)]
         timeline = cache.timeline(self._label)
+        predicted = cache.predicted_timeline(self._label)
+        assert predicted is not None
+        self._predicted = _without_first(predicted, self._options.warmup_steps)
+        self._predicted_s += step_durations_s(predicted)[self._options.warmup_steps :]
         cache.trace(False)
         self._timeline, shares = _counted(timeline, self._options.warmup_steps)
         self._busy.append(shares)
@@ -210,8 +218,6 @@ class _PolicyRun:
     def finish(self) -> None:
         """Note the result and close the cache."""
         cache = self._opened
-        predicted = cache.predicted_timeline(self._label)
-        assert predicted is not None
         program, dtype = cache.paged.decode_program(), str(next(self._model.parameters()).dtype)
         links, devices, rates = zip(*self._busy, strict=True)
         self._result = PolicyMeasurement(
@@ -221,7 +227,7 @@ class _PolicyRun:
             prefill_s=self._batch.forward_s[0],
             step_s=statistics.median(self._steps_s),
             step_s_range=(min(self._steps_s), max(self._steps_s)),
-            predicted_step_s=steady_step_s(predicted),
+            predicted_step_s=statistics.median(self._predicted_s),
             bound_s=bound_s(program, self._profile, dtype.removeprefix("torch.")),
             link_bytes=program.link_bytes,
             link_bytes_per_s=statistics.median(rates),
@@ -229,8 +235,9 @@ class _PolicyRun:
             device_busy=statistics.median(devices),
             peak_gpu_bytes=cache.peak_gpu_bytes,
             host_bytes=cache.paged.host_bytes,
-            predicted=predicted,
+            predicted=self._predicted,
             measured=self._timeline,
+            token_ids=tuple(zip(*self._made, strict=True)),
             notes=cache.notes,
         )
         self.close()
@@ -259,8 +266,7 @@ def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, tuple[flo
     does in that time counts, whichever step it is for.
     """
     compute = timeline.select([Lane.COMPUTE])
-    steps = sorted({span.step for span in compute})
-    before, counted = steps[warmup_steps - 1], steps[warmup_steps:]
+    before = sorted({span.step for span in compute})[warmup_steps - 1]
     start_s = max(span.finish_s for span in compute if span.step == before)
     finish_s = max(span.finish_s for span in compute)
     loads = timeline.select(H2D_LANES)
@@ -270,5 +276,17 @@ def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, tuple[flo
         timeline.busy_share([Lane.COMPUTE], start_s, finish_s),
         sum(span.size_bytes for span in loads) / busy_s if busy_s else 0.0,
     )
-    kept = tuple(span for span in timeline.spans if span.step in counted)
-    return Timeline(timeline.origin, timeline.label, kept), shares
+    return _without_first(timeline, warmup_steps), shares
+
+
+def _without_first(timeline: Timeline, steps: int) -> Timeline:
+    """Return a timeline without its first steps and without loads for steps that never ran.
+
+    The steps that are left are numbered from 0.
+    """
+    computed = sorted({span.step for span in timeline.select([Lane.COMPUTE])})
+    number = {step: place for place, step in enumerate(computed[steps:])}
+    kept = tuple(
+        replace(span, step=number[span.step]) for span in timeline.spans if span.step in number
+    )
+    return Timeline(timeline.origin, timeline.label, kept)

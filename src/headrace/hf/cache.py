@@ -164,12 +164,17 @@ class HostCache(Cache):
         """Return what was recorded since ``trace``."""
         return self.paged.recorder.timeline(self.origin, label)
 
-    def predicted_timeline(self, label: str = "", steps: int = 4) -> Timeline | None:
-        """Return decode steps over the cache as it is, simulated; None without a profile."""
+    def predicted_timeline(self, label: str = "") -> Timeline | None:
+        """Return the simulation of what ``timeline`` recorded: the same programs, step by step.
+
+        Where nothing was recorded: of a few decode steps over the cache as it is. None without a
+        profile.
+        """
         if self._planned is None or self._planned.profile is None:
             return None
-        program, dtype = self.paged.decode_program(), self._planned.settings.shape.dtype
-        return simulate(program, self._planned.profile, dtype, steps, label=label)
+        programs = self.paged.recorder.programs or (self.paged.decode_program(),) * 4
+        dtype = self._planned.settings.shape.dtype
+        return simulate(programs, self._planned.profile, dtype, label=label)
 
     @property
     def origin(self) -> Origin:
@@ -200,8 +205,11 @@ class HostCache(Cache):
             return torch.cuda.max_memory_allocated(parameters[0].device)
         return _memory_of(parameters) + self.paged.device_bytes
 
-    # What a forward does
+    # What a forward does. Our tensors outlive it, so they are neither part of a graph nor bound to
+    # the mode of one forward, whatever the mode in which the caller runs the model.
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def begin_forward(self, inputs: dict[str, Any]) -> None:
         """Place a forward's tokens (called by the model's hook)."""
         if self._closed:
@@ -229,12 +237,16 @@ class HostCache(Cache):
             positions = torch.arange(q_len, device=given.device)[None] + self.columns
         if q_len > 1:
             self._reserve_rotary(int(positions.amax()) + 1)
+        positions = positions.expand(rows, q_len).to(given.device)
+        if q_len > 1:
+            # Only a prompt's tokens are kept as X, whose keys are rotated by these positions later.
+            self._reserve_rotary(int(positions.max()) + 1)
         self._broken = True
-        self._paged.begin_step(
-            new, q_len, self.columns, positions.expand(rows, q_len).to(given.device)
-        )
+        self._paged.begin_step(new, q_len, self.columns, positions)
         self._new_columns = q_len
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def attend_layer(
         self,
         layer: int,
@@ -328,11 +340,15 @@ class HostCache(Cache):
         """Keep some rows."""
         self._select(torch.arange(self.paged.rows)[indices.cpu()].tolist())
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _select(self, sources: list[int]) -> None:
         self.paged.select(sources)
         if self._mask is not None:
             self._mask = self._mask[sources]
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest columns: that many if negative; if positive, all but that many."""
         if tokens_to_remove == 0 or self._paged is None:

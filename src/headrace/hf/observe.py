@@ -72,10 +72,25 @@ def observe(model: nn.Module) -> list[ObservedLayer]:
         expected = model(**inputs, past_key_values=DynamicCache(config=config))[0]
         with watcher.watching():
             cache = _NotingCache(config=config)
-            made = model(**inputs, past_key_values=cache)[0]
+            made = _forward(model, {**inputs, "past_key_values": cache})
     layers = watcher.layers(model, config.num_hidden_layers, cache.updated)
     _check_agreement(model, expected, made)
     return layers
+
+
+def _forward(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Return a model's output with our attention; what it cannot bear makes it unsupported."""
+    try:
+        return model(**inputs)[0]
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run with headrace's attention "
+            f"({type(error).__name__}: {reason}); models with position biases or masks of their own "
+            "are not served"
+        ) from error
 
 
 def _check_configuration(model: nn.Module, config: Any) -> None:

@@ -175,6 +175,7 @@ class Conveyor:
             self._current = self._enqueue(now, self._step)
         if after is not None and after.program.lookahead and now.program.lookahead:
             self._queue.append(self._enqueue(after, self._step + 1))
+        self._recorder.note_program(now.program)
         self._compute_since = self._backend.begin_compute()
         self._pump()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.plan.operations import Operation
+from headrace.plan.operations import Operation, Program
 from headrace.runtime.lanes import Event
 from headrace.timeline import Lane, Origin, Span, Timeline
 
@@ -30,10 +30,22 @@ class Recorder:
     def __init__(self) -> None:
         self.enabled = False
         self._records: list[_Record] = []
+        self._programs: list[Program] = []
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The programs of the steps that were recorded."""
+        return tuple(self._programs)
 
     def clear(self) -> None:
         """Forget everything."""
         self._records = []
+        self._programs = []
+
+    def note_program(self, program: Program) -> None:
+        """Note that a step runs this program."""
+        if self.enabled:
+            self._programs.append(program)
 
     def note(self, step: int, operation: Operation, event: Event) -> None:
         """Note that an operation ends with an event."""

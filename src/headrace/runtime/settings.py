@@ -43,7 +43,12 @@ class CacheSettings:
     poison: bool = False
 
     def pages_at_once(self, kind: PageKind) -> int:
-        """Return the pages of a kind that fit a staging slot, whichever the layer."""
+        """Return the most pages of a granule: what fits a staging slot, whichever the layer.
+
+        Resident pages are not staged, so that one granule may hold them all.
+        """
+        if kind is PageKind.RESIDENT:
+            return 1 << 30
         slot = self.geometry.granule_bytes // self.dtype.itemsize
         page = self._largest_page(kind)
         return max(1, slot // page) if page else 1

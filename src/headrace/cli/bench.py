@@ -1,0 +1,121 @@
+"""``headrace bench``: policies measured side by side, with bound and prediction."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from headrace.cli import generate, machine, output
+from headrace.cli.measured import comparison_json, comparison_table, machine_words, write_page
+
+EMULATED = "a100-40gb-pcie4"
+POLICIES = ("stream", "kvpr", "recompute")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure policies side by side",
+        description="Measure decode steps of several policies in one run, alternating, with the "
+        "bound and the prediction beside. By default a slice of OPT-6.7B with random weights.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="opt-6.7b",
+        help="a published shape (with random weights), demo, a directory or a hub id "
+        "(default: opt-6.7b)",
+    )
+    parser.add_argument(
+        "--dummy-weights",
+        action="store_true",
+        help="random weights (always so for a published shape)",
+    )
+    parser.add_argument("--layers", type=int, help="only so many layers (CPU default: 2)")
+    parser.add_argument("--rows", type=int, default=8, help="sequences (default: 8)")
+    parser.add_argument("--prompt", type=int, default=1024, help="tokens a row (default: 1024)")
+    parser.add_argument("--policies", metavar="A,B", default=",".join(POLICIES))
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each policy (default: 3)")
+    parser.add_argument("--steps", type=int, default=3, help="steps of a turn (default: 3)")
+    parser.add_argument("--timeline", metavar="FILE.html", help="write a page of what ran when")
+    parser.add_argument("--output", metavar="FILE.json", help="write the figures")
+    machine.add_device(parser)
+    machine.add_memory(parser)
+    machine.add_dtype(parser)
+    output.add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import torch
+
+    from headrace.engine.environment import environment
+    from headrace.engine.loading import LoadedModel, dummy_model, resolve_device
+    from headrace.engine.measure import MeasureOptions, measure_policies
+    from headrace.errors import ConfigurationError
+    from headrace.model.published import published_names
+
+    policies = args.policies.split(",")
+    for setting in ("rows", "prompt", "rounds", "steps"):
+        if getattr(args, setting) < 1:
+            raise ConfigurationError(f"--{setting} is {getattr(args, setting)}; allowed is 1 up")
+    on_cpu = resolve_device(machine.device(args)).type == "cpu"
+    args.emulate = args.emulate or (EMULATED if on_cpu else None)
+    with output.Progress(args) as progress:
+        if args.model in published_names():
+            progress(f"making {args.model} with random weights")
+            layers = args.layers or (2 if on_cpu else None)
+            loaded: LoadedModel = dummy_model(
+                args.model,
+                layers=layers,
+                device=machine.device(args),
+                dtype=args.dtype or "bfloat16",
+            )
+        elif args.dummy_weights or args.layers:
+            raise ConfigurationError(
+                f"--dummy-weights and --layers are for published shapes, not for {args.model!r}; "
+                f"published are {', '.join(published_names())}"
+            )
+        else:
+            loaded = generate.load(args, progress)
+        profile = generate.profile_of(args, loaded, progress)
+        vocab = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, vocab, (args.rows, args.prompt), generator=generator)
+        measured = measure_policies(
+            loaded.model,
+            ids,
+            torch.ones_like(ids),
+            profile,
+            policies,
+            MeasureOptions(args.rounds, args.steps, gpu_memory=args.gpu_memory),
+            label=loaded.name,
+            progress=progress,
+        )
+    data = {
+        "schema_version": 1,
+        "model": loaded.name,
+        "workload": {"rows": args.rows, "prompt_len": args.prompt},
+        "machine": machine_words(profile),
+        "environment": environment(),
+        **comparison_json(measured),
+    }
+    if args.output:
+        Path(args.output).write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    if args.timeline:
+        write_page(Path(args.timeline), measured, profile, f"headrace bench: {loaded.name}")
+    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    text = "\n".join(
+        [
+            f"{loaded.name}, {dtype}, {args.rows} rows × {args.prompt} tokens, "
+            f"on {machine_words(profile)}",
+            "",
+            comparison_table(measured),
+        ]
+    )
+    output.emit(args, data, text)
+    return 0

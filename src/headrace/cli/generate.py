@@ -1,0 +1,227 @@
+"""``headrace generate``: complete prompts."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli import machine, output
+from headrace.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from headrace.engine.llm import LLM, GenerationStats
+    from headrace.engine.loading import LoadedModel
+    from headrace.engine.request import RequestOutput
+    from headrace.hardware.profile import HardwareProfile
+
+POLICIES = ("auto", "resident", "stream", "kvpr", "recompute")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "generate", help="complete prompts", description="Complete prompts, all in one batch."
+    )
+    add_model(parser)
+    add_prompts(parser, required=True)
+    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="default: 1")
+    parser.add_argument("--top-k", type=int, default=0, help="default: 0, all tokens")
+    parser.add_argument("--seed", type=int, help="of each prompt's random numbers")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it")
+    parser.add_argument("--policy", choices=POLICIES, default="auto", help="default: auto")
+    parser.add_argument("--recompute-fraction", type=float, metavar="F", help="override the plan")
+    parser.add_argument("--timeline", metavar="FILE.html", help="write a page of what ran when")
+    parser.add_argument("--trace", metavar="FILE.json", help="the same as a Chrome/Perfetto trace")
+    parser.add_argument(
+        "--audit", action="store_true", help="compare with the plain model, greedily"
+    )
+    machine.add_device(parser)
+    machine.add_memory(parser)
+    machine.add_dtype(parser)
+    output.add_options(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the positional MODEL."""
+    parser.add_argument("model", metavar="MODEL", help="demo, a local directory, or a hub id")
+
+
+def add_prompts(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add ``--prompt`` and ``--prompt-file``."""
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
+    )
+    parser.add_argument(
+        "--prompt-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a prompt from a file; may be given several times",
+    )
+    parser.set_defaults(prompts_required=required)
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Return the prompts that were given.
+
+    Raises:
+        ConfigurationError: there is none, though one is required.
+    """
+    from headrace.errors import ConfigurationError
+
+    prompts = [*args.prompt, *(Path(file).read_text("utf-8") for file in args.prompt_file)]
+    if not prompts and args.prompts_required:
+        raise ConfigurationError("no prompt was given; use --prompt TEXT or --prompt-file FILE")
+    return prompts
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from headrace.engine.llm import LLM
+    from headrace.engine.request import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        stop=tuple(args.stop),
+    )
+    prompts = read_prompts(args)
+    with output.Progress(args) as progress:
+        loaded = load(args, progress)
+        profile = profile_of(args, loaded, progress)
+        llm = LLM(
+            loaded,
+            policy=args.policy,
+            gpu_memory=machine.gpu_memory_bytes(args),
+            host_memory=machine.host_memory_bytes(args),
+            profile=profile,
+            recompute_fraction=args.recompute_fraction,
+        )
+        llm.trace(bool(args.timeline or args.trace))
+        progress(f"completing {len(prompts)} prompts, policy {args.policy}")
+        outputs = llm.generate(prompts, params)
+        write_timelines(args, llm)
+        audited = _audit(args, llm, prompts, profile, progress) if args.audit else None
+    assert llm.stats is not None
+    data = result_json(outputs, llm.stats)
+    if audited is not None:
+        data["audit"] = audited
+    output.emit(args, data, _text(outputs, llm.stats, audited))
+    return 0 if audited is None or audited["passed"] else 1
+
+
+def load(args: argparse.Namespace, progress: output.Progress) -> LoadedModel:
+    """Load the model that the options name."""
+    from headrace.engine.loading import load_model, quiet_libraries
+
+    quiet_libraries()
+    progress(f"loading {args.model}")
+    return load_model(args.model, device=machine.device(args), dtype=args.dtype)
+
+
+def profile_of(
+    args: argparse.Namespace, loaded: LoadedModel, progress: output.Progress
+) -> HardwareProfile:
+    """Return the machine's profile at the model's shapes, with an emulated link if asked for."""
+    from headrace.engine.machine import machine_profile
+    from headrace.hardware.catalog import machine as published
+
+    if args.emulate is not None:
+        published(args.emulate)
+    return machine_profile(loaded.model, emulate=args.emulate, progress=progress)
+
+
+def write_timelines(args: argparse.Namespace, llm: LLM) -> None:
+    """Write the page and the trace, where they were asked for."""
+    from headrace.report.timeline_page import write_timeline_page
+    from headrace.timeline import chrome_trace
+
+    if args.timeline:
+        assert llm.stats is not None
+        facts = {
+            "policy": llm.stats.policy,
+            "step": f"{format_seconds(llm.stats.step_s)} ({llm.stats.origin.value})",
+        }
+        write_timeline_page(
+            Path(args.timeline), llm.timelines(), title=f"headrace: {args.model}", facts=facts
+        )
+    if args.trace:
+        Path(args.trace).write_text(chrome_trace(llm.timelines()), "utf-8")
+
+
+def _audit(
+    args: argparse.Namespace,
+    llm: LLM,
+    prompts: list[str],
+    profile: HardwareProfile,
+    progress: output.Progress,
+) -> dict[str, Any]:
+    """Return how the model under the policy compares with the plain one, link not slowed down."""
+    from headrace.engine.audit import audit, reference
+    from headrace.engine.decoding import pad_left
+
+    progress("audit: the plain model")
+    tokens = [llm.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    ids, mask = pad_left(tokens, int(llm.tokenizer.pad_token_id or 0))
+    expected = reference(llm.model, ids, mask, args.max_tokens)
+    assert llm.stats is not None
+    progress(f"audit: policy {llm.stats.policy}")
+    found = audit(
+        llm.model,
+        ids,
+        mask,
+        expected,
+        policy=llm.stats.policy,
+        recompute_fraction=llm.stats.recompute_fraction or None,
+    )
+    return {**asdict(found), "notes": list(found.notes)}
+
+
+def result_json(outputs: list[RequestOutput], stats: GenerationStats) -> dict[str, Any]:
+    """Return what was generated, and what it took, as JSON has it."""
+    return {
+        "outputs": [
+            {
+                "prompt": one.prompt,
+                "text": one.text,
+                "token_ids": list(one.token_ids),
+                "finish_reason": one.finish_reason,
+            }
+            for one in outputs
+        ],
+        **{**asdict(stats), "origin": stats.origin.value, "notes": list(stats.notes)},
+    }
+
+
+def _text(
+    outputs: list[RequestOutput], stats: GenerationStats, audited: dict[str, Any] | None
+) -> str:
+    lines = []
+    for number, one in enumerate(outputs, 1):
+        lines += [f"── {number} ── ({one.finish_reason}, {len(one.token_ids)} tokens)"]
+        lines += [one.prompt[-200:] + one.text, ""]
+    predicted = stats.predicted_step_s
+    beside = "" if predicted is None else f", predicted {format_seconds(predicted)}"
+    lines.append(
+        f"policy {stats.policy}: a step takes {format_seconds(stats.step_s)} ({stats.origin.value})"
+        f"{beside}; {stats.tokens_per_s:.1f} tokens/s; the link brings "
+        f"{format_bytes(stats.link_bytes_per_step)} a step"
+    )
+    lines += [f"note: {note}" for note in stats.notes]
+    if audited is not None:
+        verdict = "passed" if audited["passed"] else "FAILED"
+        tokens = "identical" if audited["tokens_identical"] else "not all identical"
+        lines.append(
+            f"audit {verdict}: tokens {tokens} to the plain model's; logits differ by "
+            f"{audited['max_logit_error']:.1e} of their range (allowed {audited['tolerance']:.1e})"
+        )
+    return "\n".join(lines)

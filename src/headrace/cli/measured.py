@@ -1,0 +1,124 @@
+"""Measured policies side by side: the table, the JSON, the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli import output
+from headrace.units import format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from headrace.engine.measure import PolicyMeasurement
+    from headrace.hardware.profile import HardwareProfile
+
+_COLUMNS = (
+    "policy",
+    "rebuilt",
+    "step",
+    "predicted",
+    "error",
+    "bound",
+    "link bytes",
+    "link busy",
+    "device busy",
+    "speed",
+)
+
+
+def comparison_table(measured: list[PolicyMeasurement]) -> str:
+    """Return a table of policies; ``speed`` is how many times as fast as ``stream``."""
+    rows = [
+        (
+            one.policy,
+            f"{one.recompute_fraction:.0%}",
+            format_seconds(one.step_s),
+            format_seconds(one.predicted_step_s),
+            f"{one.prediction_error:+.1%}",
+            format_seconds(one.bound_s),
+            format_bytes(one.link_bytes),
+            f"{one.link_busy:.0%}",
+            f"{one.device_busy:.0%}",
+            _speed(one, measured),
+        )
+        for one in measured
+    ]
+    return output.table(_COLUMNS, rows)
+
+
+def _speed(one: PolicyMeasurement, measured: list[PolicyMeasurement]) -> str:
+    stream = _stream_step_s(measured)
+    return "" if stream is None else f"{stream / one.step_s:.2f} ×"
+
+
+def _stream_step_s(measured: list[PolicyMeasurement]) -> float | None:
+    return next((one.step_s for one in measured if one.policy == "stream"), None)
+
+
+def comparison_json(measured: list[PolicyMeasurement]) -> dict[str, Any]:
+    """Return the figures as JSON has them."""
+    stream = _stream_step_s(measured)
+    return {
+        "policies": [
+            {
+                "policy": one.policy,
+                "origin": one.origin.value,
+                "recompute_fraction": one.recompute_fraction,
+                "prefill_s": one.prefill_s,
+                "step_s": one.step_s,
+                "step_s_min": one.step_s_range[0],
+                "step_s_max": one.step_s_range[1],
+                "predicted_step_s": one.predicted_step_s,
+                "prediction_error": one.prediction_error,
+                "bound_s": one.bound_s,
+                "link_bytes_per_step": one.link_bytes,
+                "link_bytes_per_s": one.link_bytes_per_s,
+                "link_busy": one.link_busy,
+                "device_busy": one.device_busy,
+                "peak_gpu_bytes": one.peak_gpu_bytes,
+                "host_bytes": one.host_bytes,
+                "speedup_over_stream": None if stream is None else stream / one.step_s,
+                "notes": list(one.notes),
+            }
+            for one in measured
+        ]
+    }
+
+
+def machine_words(profile: HardwareProfile) -> str:
+    """Return which machine this is, and whether its link is slowed down on purpose."""
+    rates = (
+        f"link {format_rate(profile.h2d_bytes_per_s)} to the device, "
+        f"{format_rate(profile.d2h_bytes_per_s)} back"
+    )
+    if profile.emulates is None:
+        return f"{profile.name}: {rates} (measured)"
+    return (
+        f"{profile.name}: the device is this CPU, and the link is slowed down on purpose to "
+        f"{format_rate(profile.h2d_bytes_per_s)}, so that rebuilding and link compare as on "
+        f"{profile.emulates}. Times are measured on that emulated link, not on a GPU."
+    )
+
+
+def write_page(
+    path: Path, measured: list[PolicyMeasurement], profile: HardwareProfile, title: str
+) -> None:
+    """Write the timelines of all policies, predicted over measured."""
+    from headrace.report.timeline_page import write_timeline_page
+
+    write_timeline_page(
+        path,
+        [timeline for one in measured for timeline in (one.predicted, one.measured)],
+        title=title,
+        facts={"Machine": machine_words(profile)},
+        table=[
+            {
+                "policy": one.policy,
+                "step, measured": format_seconds(one.step_s),
+                "step, predicted": format_seconds(one.predicted_step_s),
+                "link bytes a step": format_bytes(one.link_bytes),
+                "speed": _speed(one, measured),
+            }
+            for one in measured
+        ],
+    )
