@@ -209,7 +209,8 @@ def _audit_lines(data: dict[str, Any]) -> list[str]:
         worst = max(result["max_logit_error"] for result in one["results"])
         verdict = "passed" if one["passed"] else "FAILED"
         lines.append(
-            f"| {one['model']} | {one['dtype']} | {verdict} | {worst:.1e} | {one['tolerance']:.1e} |"
+            f"| {one['model']} | {one['dtype']} | {verdict} | {worst:.1e} | "
+            f"{one['tolerance']:.1e} |"
         )
     return lines
 

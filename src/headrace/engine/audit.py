@@ -14,6 +14,7 @@ Shape suffixes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,18 +109,9 @@ def _another_way(
             logits, _ = _run(model, ids, mask, _plain_cache(model), len(tokens), tokens)
         return logits, f"run with {name} attention"
     except ValueError:  # some architectures have but one implementation
-        rows = [
-            _run(
-                model,
-                ids[row : row + 1],
-                mask[row : row + 1],
-                _plain_cache(model),
-                len(tokens),
-                tokens[:, row : row + 1],
-            )[0]
-            for row in range(ids.shape[0])
-        ]
-        return tuple(torch.cat(step) for step in zip(*rows, strict=True)), "run row by row"
+        precise = copy.deepcopy(model).float()
+        logits, _ = _run(precise, ids, mask, _plain_cache(model), len(tokens), tokens)
+        return logits, "run in float32"
 
 
 def audit(

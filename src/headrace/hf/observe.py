@@ -88,8 +88,8 @@ def _forward(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         reason = str(error).partition("\n")[0]
         raise UnsupportedModelError(
             f"{type(model).__name__} does not run with headrace's attention "
-            f"({type(error).__name__}: {reason}); models with position biases or masks of their own "
-            "are not served"
+            f"({type(error).__name__}: {reason}); models with position biases or masks of their "
+            "own are not served"
         ) from error
 
 
