@@ -15,6 +15,10 @@ from tests.support import (
     shared_model,
 )
 
+from headrace.hf import planning
+from headrace.plan.policies import Split
+from headrace.runtime.layout import PageKind
+
 ROTATED_OR_NOT = ("llama-gqa", "gemma2", "opt", "gpt-neox")
 """One of each kind, for what does not depend on how keys are made."""
 
@@ -33,6 +37,21 @@ def test_greedy_tokens_are_those_of_the_plain_model(name, policy, fraction):
         made = generate(model, make_batch(), cache)
         assert cache.notes == ()
         cache.paged.layout.check_integrity()
+    assert_same(expected(name), made)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [Split(0.3, 0.3, 0.4), Split(0.5, 0.5, 0.0), Split(0.2, 0.0, 0.8), Split(0.9, 0.1, 0.0)],
+)
+@pytest.mark.parametrize("name", ROTATED_OR_NOT)
+def test_three_paths_at_once(monkeypatch, name, split):
+    model = shared_model(name)
+    monkeypatch.setattr(planning, "_plain_split", lambda policy, options: (policy, split))
+    with host_cache(model, "stream", None) as cache:
+        made = generate(model, make_batch(), cache)
+        cache.paged.layout.check_integrity()
+        assert cache.paged.layout.pages(PageKind.RESIDENT)
     assert_same(expected(name), made)
 
 

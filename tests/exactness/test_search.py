@@ -4,7 +4,6 @@ import pytest
 import torch
 from tests.support import (
     CONFIGS,
-    POLICIES,
     Generated,
     assert_same,
     generate,
@@ -31,7 +30,7 @@ def assert_same_with(name: str, policy: str, fraction: float | None, **options) 
     return expected
 
 
-@pytest.mark.parametrize(("policy", "fraction"), POLICIES)
+@pytest.mark.parametrize(("policy", "fraction"), SPLITS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_beam_search(name, policy, fraction):
     assert_same_with(name, policy, fraction, num_beams=3, num_return_sequences=2)

@@ -84,7 +84,7 @@ def test_a_program_is_complete_and_waits_only_for_what_comes_before(case):
         assert any(operations[i].load_number >= load.load_number for i in reader.waits_for)
     assert operations[-1].layer == case.program.num_layers
     for layer in range(case.program.num_layers):
-        kinds = [op.kind for op in case.program.compute(layer)]
+        kinds = [op.kind for op in case.program.compute[layer]]
         assert kinds[0] is Kind.DENSE
         assert kinds[-2:] == [Kind.ATTEND_NEW, Kind.MERGE]
         assert set(kinds[1:-2]) <= {Kind.REBUILD, Kind.ATTEND}

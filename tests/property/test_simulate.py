@@ -39,7 +39,7 @@ def test_what_runs_keeps_every_wait(case, profile, gap):
             dense = next(op for op in program.operations if op.kind is Kind.DENSE)
             assert of_step[dense.index].start_s >= head.finish_s + gap
             if not program.lookahead:
-                loads = [of_step[op.index] for op in program.loads()]
+                loads = [of_step[op.index] for op in program.loads]
                 assert all(load.start_s >= head.finish_s for load in loads)
 
 
@@ -63,7 +63,7 @@ def test_no_slot_is_refilled_while_it_is_read(case, profile):
     loads, reads = [], []
     for of_step in spans:
         base = len(loads)
-        loads += [of_step[op.index] for op in program.loads()]
+        loads += [of_step[op.index] for op in program.loads]
         reads += [None] * (len(loads) - base)
         for op in program.operations:
             if op.kind not in LOADS and op.load_number >= 0:

@@ -22,13 +22,14 @@ from headrace.model.cost import (
 )
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
-from headrace.runtime.attention import Scoring
+from headrace.runtime.attention import EntryTable, Scoring
 from headrace.runtime.conveyor import attend_granule
 from headrace.runtime.granules import Granule
 from headrace.runtime.layout import PageKind
 
 _PAGE_TOKENS = 64
 _GRANULE_BYTES = 1 << 25
+_GRANULES_IN_A_ROW = 4
 _REBUILT_BYTES = 1 << 24
 _DENSE_ROWS = 8
 _REPEATS = 7
@@ -93,24 +94,26 @@ def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> 
     value = torch.randn(size, device=device).to(dtype)
     group = shape.num_heads // shape.num_kv_heads
     query = torch.randn((rows, shape.num_kv_heads, group, shape.head_dim), device=device).to(dtype)
-    row = (torch.arange(pages, device=device) // (pages // rows)).clamp_max(rows - 1)
-    table = torch.arange(pages // rows * rows, device=device).view(rows, -1)
+    row = [page * rows // pages for page in range(pages)]
     granule = Granule(
         kind=PageKind.KV,
         pages=tuple(range(pages)),
         tokens=pages * _PAGE_TOKENS,
         entry_page=None,
-        entry_row=row,
+        entry_rows=tuple(row),
+        entry_row=torch.tensor(row, device=device),
         rows=torch.arange(rows, device=device),
-        table=table,
+        table=EntryTable.of([], device),
         visible=None,
         page_index=torch.arange(pages, device=device),
     )
     scoring = Scoring(shape.head_dim**-0.5)
-    seconds = _median_s(
-        lambda: attend_granule(granule, query, key, value, scoring, 1 << 28), device
-    )
-    return pages * page_bytes / seconds
+
+    def attend_several() -> None:
+        for _ in range(_GRANULES_IN_A_ROW):
+            attend_granule(granule, query, key, value, scoring, 1 << 28)
+
+    return _GRANULES_IN_A_ROW * pages * page_bytes / _median_s(attend_several, device)
 
 
 def rebuild_rate(model: nn.Module, shape: ModelShape) -> float:

@@ -22,8 +22,8 @@ from headrace.runtime.attention import Scoring
 class ForwardCache(Protocol):
     """A cache that a model's forward runs with."""
 
-    def begin_forward(self, inputs: dict[str, Any]) -> None:
-        """Prepare for a forward with these arguments."""
+    def begin_forward(self, attachment: Attachment, inputs: dict[str, Any]) -> None:
+        """Prepare for a forward with these arguments of the model that is attached so."""
 
     def attend_layer(
         self,
@@ -98,7 +98,7 @@ class Attachment:
         inputs = dict(kwargs)
         if args:
             inputs.setdefault("input_ids", args[0])
-        cache.begin_forward(inputs)
+        cache.begin_forward(self, inputs)
         self._cache = cache
         self._switch.on()
 

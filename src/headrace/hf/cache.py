@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from headrace.errors import ConfigurationError, UnsupportedModelError
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.attachment import attach, detach
+from headrace.hf.attachment import Attachment, attach, detach
 from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
 from headrace.model.projection import LayerProjection
 from headrace.plan.plan import Plan
@@ -51,6 +51,7 @@ class _HostLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the new keys and values alone: the attention function takes them from here."""
+        self._cache.check_forward()
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -156,7 +157,8 @@ class HostCache(Cache):
     def trace(self, enabled: bool = True) -> None:
         """Record from the next step on what runs when; forget what was recorded."""
         self._tracing = enabled
-        if self._paged is not None:
+        if self._paged is not None and self._backend is not None:
+            self._backend.timed = enabled
             self._paged.recorder.clear()
             self._paged.recorder.enabled = enabled
 
@@ -210,10 +212,9 @@ class HostCache(Cache):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def begin_forward(self, inputs: dict[str, Any]) -> None:
+    def begin_forward(self, attachment: Attachment, inputs: dict[str, Any]) -> None:
         """Place a forward's tokens (called by the model's hook)."""
-        if self._closed:
-            raise ConfigurationError("this cache is closed; make a new one")
+        self._check_owner(attachment)
         if self._broken:
             raise ConfigurationError(
                 "an earlier forward with this cache failed half-way; call reset() and start again"
@@ -231,19 +232,35 @@ class HostCache(Cache):
                 f"the batch has {rows} rows, but the cache has {self._paged.rows}; use a new "
                 "cache, or reset() this one"
             )
-        new = self._read_mask(inputs.get("attention_mask"), rows, q_len)
+        seen = self._read_mask(inputs.get("attention_mask"), rows, q_len)
+        new = [np.flatnonzero(row).tolist() for row in seen[:, self.columns :]]
+        self._paged.reserve(new)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = torch.arange(q_len, device=given.device)[None] + self.columns
-        if q_len > 1:
-            self._reserve_rotary(int(positions.amax()) + 1)
         positions = positions.expand(rows, q_len).to(given.device)
         if q_len > 1:
             # Only a prompt's tokens are kept as X, whose keys are rotated by these positions later.
             self._reserve_rotary(int(positions.max()) + 1)
+        # From here on things change: what fails before has cost nothing.
         self._broken = True
+        self._show(seen)
         self._paged.begin_step(new, q_len, self.columns, positions)
         self._new_columns = q_len
+
+    def _check_owner(self, attachment: Attachment | None) -> None:
+        if self._closed:
+            raise ConfigurationError("this cache is closed; make a new one")
+        if attachment is not self._attachment:
+            raise ConfigurationError(
+                "this cache was made for another model, or for a larger one that this is a part "
+                "of; pass it to the model that it was made with"
+            )
+
+    def check_forward(self) -> None:
+        """Raise unless a forward of the cache's own model is under way."""
+        if not self._broken:
+            self._check_owner(None)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -284,7 +301,8 @@ class HostCache(Cache):
             self._planned.settings,
             self._rebuild,
             rows,
-            prompt_len + self._reserve_tokens,
+            prompt_len,
+            self._reserve_tokens,
         )
         self.trace(self._tracing)
 
@@ -299,8 +317,8 @@ class HostCache(Cache):
         assert isinstance(projection, LayerProjection)
         return projection.rebuild(activations, positions)
 
-    def _read_mask(self, mask: Tensor | None, rows: int, q_len: int) -> list[list[int]]:
-        """Return which inputs are tokens, and let the mask hide cached ones."""
+    def _read_mask(self, mask: Tensor | None, rows: int, q_len: int) -> NDArray[np.bool_]:
+        """Return which cached and new columns of each row are tokens that are seen."""
         total = self.columns + q_len
         if mask is None:
             seen = np.ones((rows, total), dtype=np.bool_)
@@ -312,14 +330,17 @@ class HostCache(Cache):
                 f"shape ({rows}, {total}): rows, cached and new columns"
             )
         else:
-            seen = mask.to(dtype=torch.bool, device="cpu").numpy()
+            seen = mask.to(dtype=torch.bool, device="cpu").numpy().copy()
+        return seen
+
+    def _show(self, seen: NDArray[np.bool_]) -> None:
+        """Let the mask hide cached tokens."""
         assert self._paged is not None
         if self._mask is not None:
             changed = np.flatnonzero((seen[:, : self.columns] != self._mask).any(axis=1))
             for row in changed.tolist():
                 self._paged.show(row, seen[row])
-        self._mask = seen.copy()
-        return [np.flatnonzero(row).tolist() for row in seen[:, self.columns :]]
+        self._mask = seen
 
     # What `transformers` does to caches
 

@@ -9,9 +9,9 @@ other, both in program order).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from headrace.timeline import Lane
 
@@ -91,15 +91,22 @@ class Program:
     ring_slots: int
     lookahead: bool = True
 
-    def loads(self) -> Iterator[Operation]:
-        """Return the loads, in program order."""
-        return (op for op in self.operations if op.kind in (Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV))
+    @cached_property
+    def loads(self) -> tuple[Operation, ...]:
+        """The loads, in program order."""
+        kinds = (Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
+        return tuple(op for op in self.operations if op.kind in kinds)
 
-    def compute(self, layer: int) -> Iterator[Operation]:
-        """Return the operations of a layer that run on the compute lane, in program order."""
-        return (op for op in self.operations if op.lane is Lane.COMPUTE and op.layer == layer)
+    @cached_property
+    def compute(self) -> tuple[tuple[Operation, ...], ...]:
+        """For each layer, and last the head, what runs on the compute lane, in program order."""
+        layers: list[list[Operation]] = [[] for _ in range(self.num_layers + 1)]
+        for op in self.operations:
+            if op.lane is Lane.COMPUTE:
+                layers[op.layer].append(op)
+        return tuple(tuple(layer) for layer in layers)
 
-    @property
+    @cached_property
     def link_bytes(self) -> int:
         """Bytes that the step brings to the device."""
-        return sum(op.link_bytes for op in self.loads())
+        return sum(op.link_bytes for op in self.loads)

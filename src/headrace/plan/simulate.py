@@ -175,7 +175,7 @@ class _Run:
         """Append a step's operations to the queues, and note the last reader of each load."""
         base = len(self._readers)
         self._first_load.append(base)
-        self._readers += [(step, op.index) for op in program.loads()]
+        self._readers += [(step, op.index) for op in program.loads]
         for op in program.operations:
             self._queues[_resource(op)].append((step, op))
             if op.lane is Lane.COMPUTE and op.load_number >= 0:

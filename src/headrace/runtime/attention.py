@@ -144,8 +144,7 @@ class Accumulator:
 
     def output(self, dtype: torch.dtype) -> Tensor:
         """Return the normalised output ``[B, H, G, D]`` (0 where nothing was visible)."""
-        tiny = torch.finfo(torch.float32).tiny
-        return (self._output / self._total.clamp_min(tiny).unsqueeze(-1)).to(dtype)
+        return normalised(self.result(), dtype)
 
 
 def merge(parts: list[Partial]) -> Partial:
@@ -171,18 +170,54 @@ def _reduce(output: Tensor, maximum: Tensor, total: Tensor) -> Partial:
     )
 
 
-def merge_entries(part: Partial, table_BN: Tensor) -> Partial:
-    """Merge the entries of each row.
+@dataclass(frozen=True)
+class EntryTable:
+    """Which entries belong to each row.
 
-    Args:
-        part: attention of E entries; entry ``E - 1`` may be referred to as "nothing" only if its
-            maximum is ``-inf``.
-        table_BN: int64; the entries of each row, with ``-1`` where a row has fewer than N.
+    Attributes:
+        index_NB: int64; the entries of each row, any where a row has fewer than N.
+        missing_NB: bool; places past a row's last entry, or None if all rows have N.
     """
-    missing = (table_BN < 0).t()
-    index = table_BN.clamp_min(0).t()
-    maximum = part.maximum[index].masked_fill(missing[..., None, None], float("-inf"))
+
+    index_NB: Tensor
+    missing_NB: Tensor | None
+
+    @classmethod
+    def of(cls, entries: list[list[int]], device: torch.device) -> EntryTable:
+        """Return the table of each row's entries."""
+        longest = max((len(row) for row in entries), default=0)
+        index = torch.tensor([row + [-1] * (longest - len(row)) for row in entries]).t()
+        missing = index < 0
+        return cls(
+            index.clamp_min(0).contiguous().to(device, non_blocking=True),
+            missing.contiguous().to(device, non_blocking=True) if bool(missing.any()) else None,
+        )
+
+
+def merge_entries(part: Partial, table: EntryTable) -> Partial:
+    """Merge the entries of each row of a table."""
+    index = table.index_NB
+    maximum = part.maximum[index]
+    if table.missing_NB is not None:
+        maximum.masked_fill_(table.missing_NB[..., None, None], float("-inf"))
     return _reduce(part.output[index], maximum, part.total[index])
+
+
+def concatenate(parts: list[Partial]) -> Partial:
+    """Put entries of several parts side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return Partial(
+        torch.cat([part.output for part in parts]),
+        torch.cat([part.maximum for part in parts]),
+        torch.cat([part.total for part in parts]),
+    )
+
+
+def normalised(part: Partial, dtype: torch.dtype) -> Tensor:
+    """Return the output ``[N, H, G, D]`` of all keys (0 where nothing was visible)."""
+    tiny = torch.finfo(torch.float32).tiny
+    return (part.output / part.total.clamp_min(tiny).unsqueeze(-1)).to(dtype)
 
 
 def attend_causal(
@@ -232,11 +267,7 @@ def attend_causal(
                 )
             )
         pieces.append(_concatenate_queries(parts, group))
-    return Partial(
-        torch.cat([piece.output for piece in pieces]),
-        torch.cat([piece.maximum for piece in pieces]),
-        torch.cat([piece.total for piece in pieces]),
-    )
+    return concatenate(pieces)
 
 
 def visibility(query_index_Bq: Tensor, key_index_BK: Tensor, window: int | None) -> Tensor:

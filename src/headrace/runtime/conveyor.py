@@ -14,12 +14,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from headrace.plan.operations import Kind, Operation, Program
-from headrace.runtime.attention import Accumulator, Partial, Scoring, attend, merge_entries
+from headrace.runtime.attention import (
+    Accumulator,
+    EntryTable,
+    Partial,
+    Scoring,
+    attend,
+    concatenate,
+    merge_entries,
+    normalised,
+)
 from headrace.runtime.granules import Granule
 from headrace.runtime.lanes import Backend, Copy, Event
 from headrace.runtime.layout import PageKind
@@ -38,6 +48,8 @@ class StepProgram:
 
     program: Program
     granules: Sequence[Granule]
+    table: EntryTable
+    """Of all granules' entries, see ``layer_table``."""
     version: int
     """Of the layout that the granules were cut from."""
 
@@ -67,39 +79,66 @@ class _Loads:
     step: int
     source: StepProgram
     base: int
-    operations: list[Operation]
+    operations: tuple[Operation, ...]
     started: int = 0
     events: dict[int, Event] = field(default_factory=dict)
 
 
 class _LayerAttention:
-    """A layer's attention while it is put together."""
+    """A layer's attention while it is put together.
 
-    def __init__(self, query: Tensor) -> None:
+    The partial results of few queries are kept as they are and merged once, at the end. Those of
+    many queries would take too much memory and are merged granule by granule.
+
+    Args:
+        query: grouped queries ``[B, H, G, D]``.
+        source: the step's program, with the table of all entries.
+        workspace_bytes: bound on the partial results that are kept.
+    """
+
+    def __init__(self, query: Tensor, source: StepProgram, workspace_bytes: int) -> None:
         self._query = query
+        self._table = source.table
+        entries = sum(granule.entries for granule in source.granules)
+        self._merge_once = entries * query[0].numel() * 4 <= workspace_bytes
+        self._parts: list[Partial] = []
         self._accumulator: Accumulator | None = None
         self._whole: Tensor | None = None
 
+    def add_granule(self, granule: Granule, part: Partial) -> None:
+        """Add the attention of a granule's entries."""
+        if self._merge_once:
+            self._parts.append(part)
+        else:
+            self._accumulated.add(merge_entries(part, granule.table), granule.rows)
+
+    def add_new(self, result: Partial | Tensor) -> None:
+        """Add the attention of all rows to what is on the device anyway."""
+        if isinstance(result, Tensor):
+            self._whole = result
+        elif self._parts:
+            self._parts.append(result)
+        else:
+            self._accumulated.add(result)
+
     @property
-    def accumulator(self) -> Accumulator:
-        """What partial results are added to; made when the first one comes."""
+    def _accumulated(self) -> Accumulator:
         if self._accumulator is None:
             self._accumulator = Accumulator(self._query)
         return self._accumulator
 
-    def add_new(self, result: Partial | Tensor) -> None:
-        """Add the attention to what is on the device anyway."""
-        if isinstance(result, Partial):
-            self.accumulator.add(result)
-        else:
-            assert self._accumulator is None
-            self._whole = result
+    def merge(self) -> None:
+        """Merge all parts into the output."""
+        if self._parts:
+            merged = merge_entries(concatenate(self._parts), self._table)
+            self._whole = normalised(merged, self._query.dtype)
+        elif self._accumulator is not None:
+            self._whole = self._accumulator.output(self._query.dtype)
 
     def output(self) -> Tensor:
         """Return the normalised output ``[B, H, G, D]``."""
-        if self._whole is not None:
-            return self._whole
-        return self.accumulator.output(self._query.dtype)
+        assert self._whole is not None
+        return self._whole
 
 
 class Conveyor:
@@ -143,8 +182,10 @@ class Conveyor:
         self._queue: deque[_Loads] = deque()
         self._current: _Loads | None = None
         self._executed: dict[int, Event] = {}
+        self._lookahead = True
         self._released = 0
         self._next_base = 0
+        self._runs: WeakKeyDictionary[Granule, list[tuple[int, int]]] = WeakKeyDictionary()
         self._rebuilt: tuple[Tensor, Tensor] | None = None
         self._compute_since: object = None
 
@@ -173,14 +214,15 @@ class Conveyor:
             if ahead is not None:
                 self._discard(ahead)
             self._current = self._enqueue(now, self._step)
-        if after is not None and after.program.lookahead and now.program.lookahead:
+        self._lookahead = now.program.lookahead
+        if after is not None and after.program.lookahead and self._lookahead:
             self._queue.append(self._enqueue(after, self._step + 1))
         self._recorder.note_program(now.program)
-        self._compute_since = self._backend.begin_compute()
+        self._compute_since = self._begin()
         self._pump()
 
     def _enqueue(self, source: StepProgram, step: int) -> _Loads:
-        operations = list(source.program.loads())
+        operations = source.program.loads
         loads = _Loads(step, source, self._next_base, operations)
         self._next_base += len(operations)
         return loads
@@ -225,7 +267,7 @@ class Conveyor:
         after = [*after, *(event for event in (reader, stored) if event is not None)]
         views = self._staged(granule, operation.layer, slot)
         copies, done = [], 0
-        for first, count in self._store.runs(granule.kind, granule.pages):
+        for first, count in self._runs_of(granule):
             pages = self._store.pages(granule.kind, operation.layer, first, count)
             copies += [
                 Copy(view[done : done + count], page)
@@ -236,6 +278,13 @@ class Conveyor:
         loads.events[loads.started] = event
         loads.started += 1
         self._recorder.note(loads.step, operation, event)
+
+    def _runs_of(self, granule: Granule) -> list[tuple[int, int]]:
+        """Return a granule's pages as runs; found once, for all layers and steps."""
+        runs = self._runs.get(granule)
+        if runs is None:
+            runs = self._runs[granule] = self._store.runs(granule.kind, granule.pages)
+        return runs
 
     def _staged(self, granule: Granule, layer: int, slot: int) -> tuple[Tensor, ...]:
         """Return the views of a slot that hold a granule: (X,), or keys and values."""
@@ -253,21 +302,21 @@ class Conveyor:
             work: its queries, and what it does besides.
         """
         assert self._current is not None
-        attention = _LayerAttention(work.query)
-        operations = list(self._current.source.program.compute(layer))
-        for operation in operations:
+        source = self._current.source
+        attention = _LayerAttention(work.query, source, self._workspace_bytes)
+        for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:
-                self._finish(operation, self._backend.end_compute(self._compute_since))
+                self._finish(operation, self._compute_since)
                 continue
             for index in operation.waits_for:
                 self._wait_for_load(index)
-            start = self._backend.begin_compute()
+            start = self._begin()
             self._run(operation, work, attention)
-            self._finish(operation, self._backend.end_compute(start))
+            self._finish(operation, start)
             self._pump()
         work.store()
         self._layers_done = layer
-        self._compute_since = self._backend.begin_compute()
+        self._compute_since = self._begin()
         self._pump()
         return attention.output()
 
@@ -285,9 +334,18 @@ class Conveyor:
             )
         self._backend.wait(event)
 
-    def _finish(self, operation: Operation, event: Event) -> None:
-        self._executed[operation.index] = event
-        self._recorder.note(self._step, operation, event)
+    def _begin(self) -> object:
+        """Note the start of a piece of compute, if it is recorded."""
+        return self._backend.begin_compute() if self._recorder.enabled else None
+
+    def _finish(self, operation: Operation, start: object) -> None:
+        """Note the end of an operation, if it is recorded or if loads wait for it."""
+        if self._recorder.enabled:
+            event = self._backend.end_compute(start)
+            self._recorder.note(self._step, operation, event)
+            self._executed[operation.index] = event
+        elif operation.kind is Kind.MERGE and not self._lookahead:
+            self._executed[operation.index] = self._backend.mark()
 
     def _run(self, operation: Operation, work: LayerWork, attention: _LayerAttention) -> None:
         if operation.kind is Kind.REBUILD:
@@ -296,6 +354,8 @@ class Conveyor:
             self._attend_granule(operation, work, attention)
         elif operation.kind is Kind.ATTEND_NEW:
             attention.add_new(work.attend_new())
+        elif operation.kind is Kind.MERGE:
+            attention.merge()
 
     def _rebuild_granule(self, operation: Operation) -> None:
         assert self._current is not None
@@ -320,7 +380,7 @@ class Conveyor:
         else:
             key, value = self._store.gather(granule.kind, operation.layer, granule.pages)
         part = attend_granule(granule, work.query, key, value, work.scoring, self._workspace_bytes)
-        attention.accumulator.add(part, granule.rows)
+        attention.add_granule(granule, part)
         if granule.kind is PageKind.KV:
             self._give_back(slot)
 
@@ -332,9 +392,7 @@ class Conveyor:
     def end_step(self) -> None:
         """Note the rest of the step, which belongs to no attention layer: the head."""
         assert self._current is not None
-        event = self._backend.end_compute(self._compute_since)
-        head = self._current.source.program.operations[-1]
-        self._recorder.note(self._step, head, event)
+        self._finish(self._current.source.program.operations[-1], self._compute_since)
 
     def reset(self) -> None:
         """Throw away what was loaded ahead."""
@@ -350,7 +408,7 @@ def attend_granule(
     scoring: Scoring,
     workspace_bytes: int,
 ) -> Partial:
-    """Attend to a granule; return the merged result of each of ``granule.rows``.
+    """Attend to a granule; return the result of each of its entries.
 
     Args:
         granule: which row sees which page.
@@ -370,8 +428,7 @@ def attend_granule(
     parts = []
     for start in range(0, grouped, at_once):
         some = query[:, :, start : start + at_once][granule.entry_row]
-        part = attend(some, key, value, scoring, visible)
-        parts.append(merge_entries(part, granule.table))
+        parts.append(attend(some, key, value, scoring, visible))
     if len(parts) == 1:
         return parts[0]
     return Partial(

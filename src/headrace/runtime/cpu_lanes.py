@@ -193,7 +193,7 @@ class CpuBackend(Backend):
 
     def mark(self) -> Event:
         """Return an event that has happened: compute on the CPU is done when its call returns."""
-        return self.end_compute(self.begin_compute())
+        return self.end_compute(None)
 
     def begin_compute(self) -> object:
         """Return the time."""
@@ -201,9 +201,11 @@ class CpuBackend(Backend):
 
     def end_compute(self, start: object) -> Event:
         """Return an event that has happened, from ``start`` to now."""
-        assert isinstance(start, float)
+        now_s = time.perf_counter()
         event = CpuEvent()
-        event.happen(start - self._epoch_s, time.perf_counter() - self._epoch_s)
+        event.happen(
+            (start if isinstance(start, float) else now_s) - self._epoch_s, now_s - self._epoch_s
+        )
         return event
 
     def wait(self, event: Event) -> None:

@@ -43,13 +43,11 @@ class CudaBackend(Backend):
 
     Args:
         device: the CUDA device.
-        timed: record the start and the end of everything (two more event records an operation).
     """
 
-    def __init__(self, device: torch.device, timed: bool = True) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self.origin = Origin.MEASURED
-        self._timed = timed
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         self._last: dict[tuple[Lane, ...], tuple[Lane, torch.cuda.Event]] = {}
         self._registered: list[Tensor] = []
@@ -69,7 +67,7 @@ class CudaBackend(Backend):
         if last is not None and last[0] is not lane:
             stream.wait_event(last[1])
         with torch.cuda.stream(stream):
-            started = self._record(stream) if self._timed else None
+            started = self._record(stream) if self.timed else None
             for copy in copies:
                 copy.destination.copy_(copy.source, non_blocking=True)
             done = self._record(stream)
@@ -81,8 +79,8 @@ class CudaBackend(Backend):
         return CudaEvent(self._record(self._compute), None, self._epoch)
 
     def begin_compute(self) -> object:
-        """Record the start, if a timeline is wanted."""
-        return self._record(self._compute) if self._timed else None
+        """Record the start, if times are wanted."""
+        return self._record(self._compute) if self.timed else None
 
     def end_compute(self, start: object) -> Event:
         """Record the end of compute so far."""
@@ -134,6 +132,6 @@ class CudaBackend(Backend):
         return torch.cuda.current_stream(self.device)
 
     def _record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=self._timed)
+        event = torch.cuda.Event(enable_timing=self.timed)
         event.record(stream)
         return event

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.runtime.attention import EntryTable
 from headrace.runtime.layout import Layout, Page, PageKind, Row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Granule:
     """Pages of one kind that are brought to bear together.
 
@@ -25,9 +26,10 @@ class Granule:
         pages: distinct page numbers, ascending.
         tokens: cached tokens that it holds, a shared page counted once.
         entry_page: int64 ``[E]``; which of ``pages`` each entry is, or None for one entry a page.
-        entry_row: int64 ``[E]``; the row that sees each entry.
+        entry_rows: the row that sees each entry.
+        entry_row: int64 ``[E]``; the same, on the device.
         rows: int64 ``[R]``; the rows that have entries.
-        table: int64 ``[R, N]``; each such row's entries, -1 where it has fewer than N.
+        table: each such row's entries.
         visible: bool ``[E, T]``, or None when every place of every page holds a visible token.
         page_index: int64; ``pages`` on the device.
     """
@@ -36,16 +38,17 @@ class Granule:
     pages: tuple[int, ...]
     tokens: int
     entry_page: Tensor | None
+    entry_rows: tuple[int, ...]
     entry_row: Tensor
     rows: Tensor
-    table: Tensor
+    table: EntryTable
     visible: Tensor | None
     page_index: Tensor
 
     @property
     def entries(self) -> int:
         """Entries of all rows."""
-        return self.entry_row.numel()
+        return len(self.entry_rows)
 
 
 def cut_granules(
@@ -88,8 +91,6 @@ def _granule(
     of_row: dict[int, list[int]] = {row: [] for row in rows}
     for entry, row in enumerate(entry_row):
         of_row[row].append(entry)
-    longest = max(len(entries) for entries in of_row.values())
-    table = [of_row[row] + [-1] * (longest - len(of_row[row])) for row in rows]
     tokens = {page.number: len(page.tokens) for page, _ in uses}
 
     def index(values: object) -> Tensor:
@@ -100,12 +101,28 @@ def _granule(
         pages=tuple(numbers),
         tokens=sum(tokens.values()),
         entry_page=None if len(uses) == len(numbers) else index(entry_page),
+        entry_rows=tuple(entry_row),
         entry_row=index(entry_row),
         rows=index(rows),
-        table=index(table),
+        table=EntryTable.of([of_row[row] for row in rows], device),
         visible=_visible(uses, layout.rows, layout.block_tokens, device),
         page_index=index(numbers),
     )
+
+
+def layer_table(granules: Sequence[Granule], rows: int, device: torch.device) -> EntryTable:
+    """Return each row's entries over all granules, in their order, and one more for each row.
+
+    The last one stands for the row's newest tokens: with E entries in all granules together, row r
+    has entry ``E + r``.
+    """
+    entries: list[list[int]] = [[] for _ in range(rows)]
+    first = 0
+    for granule in granules:
+        for place, row in enumerate(granule.entry_rows):
+            entries[row].append(first + place)
+        first += granule.entries
+    return EntryTable.of([[*own, first + row] for row, own in enumerate(entries)], device)
 
 
 def _visible(

@@ -48,6 +48,8 @@ class Backend(ABC):
     device: torch.device
     origin: Origin
     """Measured, or emulated when the link is slowed down on purpose."""
+    timed = False
+    """Whether events tell their times (a timeline is recorded)."""
 
     @abstractmethod
     def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
@@ -64,7 +66,7 @@ class Backend(ABC):
 
     @abstractmethod
     def begin_compute(self) -> object:
-        """Note the start of a piece of compute (only for timelines)."""
+        """Return the start of a piece of compute, for ``end_compute`` (only for timelines)."""
 
     @abstractmethod
     def end_compute(self, start: object) -> Event:

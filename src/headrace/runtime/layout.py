@@ -12,7 +12,8 @@ their own lengths, and padding is never cached.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -201,11 +202,49 @@ class Layout:
         ]
         return sorted(used, key=lambda use: (use[0].number, use[1]))
 
-    def pages_needed(self, new_tokens: Sequence[int]) -> dict[PageKind, int]:
-        """Return at most how many further pages of each kind that many new tokens can need."""
-        kinds = [kind for kind in PageKind if self._share(kind) > 0]
-        blocks = sum(-(-count // self.block_tokens) + 1 for count in new_tokens)
-        return {kind: blocks if kind in kinds else 0 for kind in PageKind}
+    def pages_needed(self, new: Sequence[Sequence[int]]) -> dict[PageKind, int]:
+        """Return how many further pages of each kind a step's new tokens take, at most.
+
+        Args:
+            new: for each row, the indices among the step's inputs that are tokens.
+        """
+        needed = dict.fromkeys(PageKind, 0)
+        generated = _is_generated(new)
+        for row, indices in zip(self.rows, new, strict=True):
+            kept = len(indices)
+            if not generated and self._split.recompute > 0:
+                runs = list(self._divide_prompt(row, row.length, len(indices)))
+                rebuilt = sum(length for _, length, is_rebuilt in runs if is_rebuilt)
+                kept -= rebuilt
+                beyond = max(0, rebuilt - self._room(row))
+                # A page is closed by what follows it, so each run of X may begin one of its own.
+                needed[PageKind.ACTIVATIONS] += math.ceil(beyond / self.block_tokens) + (
+                    len(runs) > 1
+                )
+            pages = (len(row.tail) + kept) // self.block_tokens
+            needed[self._new_token_kind] += pages
+            # Pages of generated tokens go to the device only while there is room anyway.
+            if self._new_token_kind is PageKind.KV and self._split.resident > 0 and not generated:
+                needed[PageKind.RESIDENT] += self._resident_due(row, len(indices), pages)
+        return needed
+
+    def _resident_due(self, row: Row, count: int, pages: int) -> int:
+        """Return how many of a row's next pages may go to the device."""
+        due = self._split.resident * (row.length + count) - self._resident_tokens(row)
+        return min(pages, max(0, math.ceil(due / self.block_tokens)))
+
+    def pages_expected(self, prompt_len: int, new_tokens: int) -> dict[PageKind, int]:
+        """Return the pages of each kind for prompts of a length and tokens generated after them.
+
+        Args:
+            prompt_len: tokens of the longest prompt.
+            new_tokens: tokens that each row generates.
+        """
+        prompts = self.pages_needed([range(prompt_len)] * len(self.rows))
+        # The prompt leaves a tail of less than a block.
+        further = (new_tokens + self.block_tokens - 1) // self.block_tokens
+        prompts[self._new_token_kind] += further * len(self.rows)
+        return prompts
 
     def append(self, new: Sequence[Sequence[int]], first_column: int) -> StepMoves:
         """Place new tokens.
@@ -217,7 +256,7 @@ class Layout:
             new: for each row, the indices among the step's inputs that are tokens (not padding).
             first_column: column of the padded batch of the step's first input.
         """
-        generated = all(list(indices) in ([], [0]) for indices in new)
+        generated = _is_generated(new)
         first_token = tuple(self.lengths)
         before = tuple(len(row.tail) for row in self.rows)
         fills: list[PageFill] = []
@@ -279,46 +318,62 @@ class Layout:
     ) -> list[int]:
         """Bring the recompute share of the new tokens into pages of X; return the others."""
         others: list[int] = []
-        stored = sum(len(page.tokens) for page in row.pages if page.kind is PageKind.ACTIVATIONS)
-        position = 0
-        while position < len(indices):
-            block = indices[position : position + self.block_tokens]
-            seen = start + position + len(block)
-            if stored + len(block) / 2 <= self._split.recompute * seen:
-                taken = self._fill_page(number, row, start + position, block, fills)
-                stored += taken
+        for first, length, is_rebuilt in list(self._divide_prompt(row, start, len(indices))):
+            run = indices[first : first + length]
+            if is_rebuilt:
+                self._fill_page(number, row, start + first, run, fills)
             else:
-                taken = len(block)
-                others.extend(block)
-            position += taken
+                others.extend(run)
         return others
 
-    def _fill_page(
-        self, number: int, row: Row, token: int, block: list[int], fills: list[PageFill]
-    ) -> int:
-        """Put tokens that follow each other into a page of X: the last one if it has room."""
+    def _divide_prompt(self, row: Row, start: int, count: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield a prompt's runs of tokens: first, length, and whether they are kept as X."""
+        stored = sum(len(page.tokens) for page in row.pages if page.kind is PageKind.ACTIVATIONS)
+        room = self._room(row)
+        position = 0
+        while position < count:
+            length = min(self.block_tokens, count - position)
+            seen = start + position + length
+            is_rebuilt = stored + length / 2 <= self._split.recompute * seen
+            if is_rebuilt:
+                length = min(length, room or self.block_tokens)
+                room = (room or self.block_tokens) - length
+                stored += length
+            yield position, length, is_rebuilt
+            position += length
+
+    def _room(self, row: Row) -> int:
+        """Return the free places of the row's last page, if that is one of X and its alone."""
         last = row.pages[-1] if row.pages else None
-        room = 0
-        if last is not None and last.kind is PageKind.ACTIVATIONS and last.users == 1:
-            room = self.block_tokens - len(last.tokens)
-        page = last if room > 0 else None
-        if page is None:
+        if last is None or last.kind is not PageKind.ACTIVATIONS or last.users > 1:
+            return 0
+        return self.block_tokens - len(last.tokens)
+
+    def _fill_page(
+        self, number: int, row: Row, token: int, run: list[int], fills: list[PageFill]
+    ) -> None:
+        """Put tokens that follow each other into a page of X: the last one if it has room."""
+        if self._room(row) > 0:
+            page = row.pages[-1]
+        else:
             page = self._take(PageKind.ACTIVATIONS)
             row.pages.append(page)
         offset = len(page.tokens)
-        taken = min(len(block), self.block_tokens - offset)
-        page.tokens = np.append(page.tokens, np.arange(token, token + taken))
-        fills.append(PageFill(page, number, offset, (), tuple(block[:taken])))
-        return taken
+        page.tokens = np.append(page.tokens, np.arange(token, token + len(run)))
+        fills.append(PageFill(page, number, offset, (), tuple(run)))
 
     def _kv_kind(self, row: Row) -> PageKind:
         """Return where the next page of keys and values goes: to the device up to its share."""
         if self._new_token_kind is PageKind.RESIDENT or self._split.resident == 0:
             return self._new_token_kind
-        resident = sum(len(page.tokens) for page in row.pages if page.kind is PageKind.RESIDENT)
         room = self.pools[PageKind.RESIDENT].free > 0
-        due = resident + self.block_tokens / 2 <= self._split.resident * row.length
+        resident = self._resident_tokens(row) + self.block_tokens / 2
+        due = resident <= self._split.resident * row.length
         return PageKind.RESIDENT if room and due else PageKind.KV
+
+    @staticmethod
+    def _resident_tokens(row: Row) -> int:
+        return sum(len(page.tokens) for page in row.pages if page.kind is PageKind.RESIDENT)
 
     def _take(self, kind: PageKind) -> Page:
         number = self.pools[kind].take()
@@ -328,13 +383,6 @@ class Layout:
                 "is used up; reserve more tokens"
             )
         return Page(kind, number, np.empty(0, dtype=np.int64))
-
-    def _share(self, kind: PageKind) -> float:
-        if kind is PageKind.ACTIVATIONS:
-            return self._split.recompute
-        if kind is PageKind.RESIDENT:
-            return self._split.resident
-        return 1.0 if self._new_token_kind is PageKind.KV else 0.0
 
     def select(self, sources: Sequence[int]) -> None:
         """Let row i become what row ``sources[i]`` was; shared pages stay where they are."""
@@ -406,6 +454,11 @@ class Layout:
                 raise AssertionError(f"wrong number of users of a page of kind {kind.value}")
             if pool.capacity - pool.free != len(pages):
                 raise AssertionError(f"pages of kind {kind.value} are lost")
+
+
+def _is_generated(new: Sequence[Sequence[int]]) -> bool:
+    """Return whether each row has at most one new token, the step's first input."""
+    return all(list(indices) in ([], [0]) for indices in new)
 
 
 def _divide(waiting: Sequence[tuple[bool, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:

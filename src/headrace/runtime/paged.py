@@ -10,7 +10,7 @@ tokens of a page, D head width, M model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ class PagedCache:
         settings: how it is laid out.
         rebuild: makes keys and values of a layer from X.
         rows: sequences in the batch.
-        reserve_tokens: tokens a row for which everything is allocated now.
+        prompt_len: tokens of the longest prompt, for which everything is allocated now.
+        new_tokens: tokens a row that follow one by one, for which too.
 
     Raises:
         MemoryBudgetError: the host memory does not suffice.
@@ -91,7 +92,8 @@ class PagedCache:
         settings: CacheSettings,
         rebuild: Rebuild,
         rows: int,
-        reserve_tokens: int,
+        prompt_len: int,
+        new_tokens: int,
     ) -> None:
         self.recorder = Recorder()
         self._backend = backend
@@ -127,7 +129,7 @@ class PagedCache:
         )
         self._programs = ProgramMaker(settings, self._layout, backend.device)
         self._now: _Step | None = None
-        self._reserve([reserve_tokens] * rows)
+        self._grow(self._layout.pages_expected(prompt_len, new_tokens))
 
     # What it holds
 
@@ -168,7 +170,7 @@ class PagedCache:
     def begin_step(
         self, new: Sequence[Sequence[int]], q_len: int, first_column: int, position_Bq: Tensor
     ) -> None:
-        """Place the step's tokens and start its loads.
+        """Place the step's tokens, for which there must be room, and start its loads.
 
         Args:
             new: for each row, the indices among the step's inputs that are tokens (not padding).
@@ -176,7 +178,6 @@ class PagedCache:
             first_column: column of the padded batch of the first input.
             position_Bq: int64, on the device; the position of each input, for rotary embedding.
         """
-        self._reserve([len(indices) for indices in new])
         before = self._layout.lengths
         tails = [len(row.tail) for row in self._layout.rows]
         hidden = [_hidden_places(row) for row in self._layout.rows]
@@ -184,9 +185,8 @@ class PagedCache:
         program = self._programs.program(self.rows, q_len, sum(tails))
         moves = self._layout.append(new, first_column)
         if moves.fills:
-            program = replace(
-                self._programs.program_with_stores(self.rows, q_len, sum(tails), moves, granules),
-                version=program.version,
+            program = self._programs.program_with_stores(
+                self.rows, q_len, sum(tails), moves, granules
             )
         index = index_moves(
             moves, q_len, self._block, self._writer.pages_at_once(), self._backend.device
@@ -370,9 +370,20 @@ class PagedCache:
 
     # Between steps
 
-    def _reserve(self, new_tokens: Sequence[int]) -> None:
-        """Make sure that the pools can take that many further tokens of each row."""
-        for kind, needed in self._layout.pages_needed(new_tokens).items():
+    def reserve(self, new: Sequence[Sequence[int]]) -> None:
+        """Make sure that there is room for a step's tokens.
+
+        Args:
+            new: for each row, the indices among the step's inputs that are tokens.
+
+        Raises:
+            MemoryBudgetError: the host memory does not suffice; nothing has changed.
+        """
+        self._grow(self._layout.pages_needed(new))
+
+    def _grow(self, pages: dict[PageKind, int]) -> None:
+        """Make sure that the pools have so many free pages."""
+        for kind, needed in pages.items():
             pool = self._layout.pools[kind]
             missing = needed - pool.free
             if missing <= 0:

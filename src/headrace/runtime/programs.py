@@ -10,8 +10,9 @@ import torch
 from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
 from headrace.plan.operations import Kind
 from headrace.plan.schedule import GranuleSpec, build_program, order_granules
+from headrace.runtime.attention import EntryTable
 from headrace.runtime.conveyor import StepProgram
-from headrace.runtime.granules import Granule, cut_granules
+from headrace.runtime.granules import Granule, cut_granules, layer_table
 from headrace.runtime.layout import Layout, PageKind, StepMoves
 from headrace.runtime.settings import CacheSettings
 
@@ -36,12 +37,14 @@ class ProgramMaker:
         self._device = device
         self._version = -1
         self._granules: list[Granule] = []
+        self._table = EntryTable.of([], device)
         self._made: dict[tuple[int, int, int], StepProgram] = {}
 
     def granules(self) -> list[Granule]:
         """Return the granules of the layout as it is, in the order in which they are loaded."""
         if self._version != self._layout.version:
             self._granules = self._cut()
+            self._table = layer_table(self._granules, len(self._layout.rows), self._device)
             self._version = self._layout.version
             self._made = {}
         return self._granules
@@ -120,4 +123,4 @@ class ProgramMaker:
             [stores if is_paged else () for is_paged in paged],
             device_tokens=[device_tokens + rows * q_len] * len(paged),
         )
-        return StepProgram(program, granules, self._version)
+        return StepProgram(program, granules, self._table, self._version)

@@ -65,7 +65,7 @@ def test_device_tokens_are_attended_in_attend_new():
 def test_the_paper_waits_for_all_x_and_for_the_layer_above():
     program = program_of(order_granules([X, X, KV, X], Policy.KVPR), Policy.KVPR)
     operations = program.operations
-    loads = [op for op in program.loads() if op.layer == 1]
+    loads = [op for op in program.loads if op.layer == 1]
     merge = next(op for op in operations if op.kind is Kind.MERGE)
     assert all(load.waits_for == (merge.index,) for load in loads)
     rebuilds = [op for op in operations if op.kind is Kind.REBUILD and op.layer == 1]
@@ -76,7 +76,7 @@ def test_the_paper_waits_for_all_x_and_for_the_layer_above():
 
 def test_the_paper_with_a_short_ring_waits_for_what_fits():
     program = program_of([X] * 5, Policy.KVPR, ring_slots=3)
-    loads = [op.index for op in program.loads() if op.layer == 0]
+    loads = [op.index for op in program.loads if op.layer == 0]
     rebuilds = [op for op in program.operations if op.kind is Kind.REBUILD and op.layer == 0]
     assert [op.waits_for[0] for op in rebuilds] == [loads[i] for i in (2, 2, 2, 4, 4)]
 
