@@ -153,16 +153,14 @@ def make_batch(lengths: tuple[int, ...] = (83, 50, 97), seed: int = 1) -> Batch:
     longest = max(lengths)
     ids = torch.full((len(lengths), longest), PAD)
     for row, length in enumerate(lengths):
-        ids[row, longest - length :] = torch.randint(
-            3, VOCABULARY, (length,), generator=generator
-        )
+        ids[row, longest - length :] = torch.randint(3, VOCABULARY, (length,), generator=generator)
     mask = (torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]).to(torch.int64)
     return Batch(ids, mask)
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What ``generate`` made: tokens, and the logits of each step ``[B, steps, V]`` if asked for."""
+    """What ``generate`` made: tokens, and the logits of each step ``[B, steps, V]``."""
 
     tokens: Tensor
     logits: Tensor | None

@@ -22,7 +22,13 @@ from tests.support import (
 SEEDS = range(6)
 MAX_FACTOR = 1.5
 MEAN_FACTOR = 1.25
-SPLITS = (("resident", None), ("stream", None), ("recompute", 0.37), ("recompute", 1.0), ("kvpr", 0.37))
+SPLITS = (
+    ("resident", None),
+    ("stream", None),
+    ("recompute", 0.37),
+    ("recompute", 1.0),
+    ("kvpr", 0.37),
+)
 
 
 def logits_of(model, cache, seed):

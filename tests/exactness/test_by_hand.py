@@ -187,7 +187,11 @@ def test_with_gradients_and_in_inference_mode(mode):
     model, ids = shared_model("llama-gqa"), make_batch((60, 60)).input_ids
     plain = plain_cache(model)
     with host_cache(model, "recompute", 0.5) as cache:
-        for part, own in ((slice(0, 50), mode), (slice(50, 51), torch.no_grad), (slice(51, 60), mode)):
+        for part, own in (
+            (slice(0, 50), mode),
+            (slice(50, 51), torch.no_grad),
+            (slice(51, 60), mode),
+        ):
             with torch.no_grad():
                 expected = model(ids[:, part], past_key_values=plain).logits
             with own():

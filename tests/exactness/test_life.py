@@ -67,7 +67,9 @@ def test_close_leaves_the_model_as_it_was(name):
     before = generate(model, batch, None)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     implementations = [
-        module.config._attn_implementation for module in model.modules() if hasattr(module, "config")
+        module.config._attn_implementation
+        for module in model.modules()
+        if hasattr(module, "config")
     ]
     requires = [parameter.requires_grad for parameter in model.parameters()]
     names = [key for key, _ in model.named_modules()]
@@ -81,7 +83,9 @@ def test_close_leaves_the_model_as_it_was(name):
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
     assert [
-        module.config._attn_implementation for module in model.modules() if hasattr(module, "config")
+        module.config._attn_implementation
+        for module in model.modules()
+        if hasattr(module, "config")
     ] == implementations
     assert [parameter.requires_grad for parameter in model.parameters()] == requires
     assert [key for key, _ in model.named_modules()] == names
@@ -105,7 +109,7 @@ def test_weights_share_one_buffer_while_a_cache_is_open():
     assert key.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
 
 
-class Failure(Exception):
+class InjectedError(Exception):
     pass
 
 
@@ -121,7 +125,7 @@ def test_a_forward_that_fails_half_way(policy, fraction, place):
     }[place]
 
     def fail(*arguments):
-        raise Failure
+        raise InjectedError
 
     with host_cache(model, policy, fraction) as cache:
         generate(model, batch, cache, 5)
@@ -134,7 +138,7 @@ def test_a_forward_that_fails_half_way(policy, fraction, place):
             ),
             "past_key_values": cache,
         }
-        with torch.no_grad(), pytest.raises(Failure):
+        with torch.no_grad(), pytest.raises(InjectedError):
             model(**step)
         hook.remove()
         assert model.config._attn_implementation != NAME

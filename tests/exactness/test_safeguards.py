@@ -22,6 +22,7 @@ from headrace.runtime.attention import Scoring
 from headrace.runtime.conveyor import Conveyor
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.moves import FillBatch
+from headrace.runtime.staging import POISON
 from headrace.runtime.tail import Tail
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane
 
@@ -56,6 +57,15 @@ def the_audit_passes_without_the_fault():
         identical, error = audit(policy=policy, fraction=fraction)
         assert identical
         assert error <= LOGIT_TOLERANCE
+
+
+@pytest.fixture(autouse=True)
+def host_memory_holds_nothing_of_use(monkeypatch):
+    """Fresh memory may be that of the cache before, with the very same content."""
+    fresh = CpuBackend.host_buffer
+    monkeypatch.setattr(
+        CpuBackend, "host_buffer", lambda self, shape, dtype: fresh(self, shape, dtype).fill_(POISON)
+    )
 
 
 def skip_transfers(monkeypatch, lanes, numbers):

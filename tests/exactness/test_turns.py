@@ -28,9 +28,7 @@ def after(turn: Batch, made: Generated, length: int, seed: int) -> Batch:
     return turn.with_more(more, torch.ones_like(more))
 
 
-def assert_later_turns(
-    name: str, policy: str, fraction: float | None, lengths: list[int]
-) -> None:
+def assert_later_turns(name: str, policy: str, fraction: float | None, lengths: list[int]) -> None:
     model, first = shared_model(name), make_batch((53, 31, 70))
     plain = plain_cache(model)
     with host_cache(model, policy, fraction) as cache:

@@ -1,7 +1,7 @@
 """A paged cache beside a plain model of it: every step's attention is compared.
 
-The plain model keeps, for each row, the tokens in the order of their columns, and attends in float64.
-Keys depend on their positions, so a token that is rebuilt for the wrong position shows.
+The plain model keeps each row's tokens in the order of their columns, and attends in float64. Keys
+depend on their positions, so a token that is rebuilt for the wrong position shows.
 """
 
 import random
@@ -134,7 +134,7 @@ class PagedModel:
         return (key + angle).contiguous(), value.contiguous()
 
     def step(self, seen):
-        """Give the cache the tokens of further columns, and compare; ``seen`` is bool ``[B, q]``."""
+        """Give the cache the tokens of further columns, bool ``[B, q]``, and compare."""
         seen = torch.as_tensor(seen, dtype=torch.bool)
         rows, q_len = seen.shape
         positions = torch.randint(0, 500, (rows, q_len), generator=self.random)
@@ -161,7 +161,9 @@ class PagedModel:
                 torch.stack([value[number, columns] for value in values]),
             )
             for layer, query, scoring, made in compared:
-                expected = row.attend(layer, query[number, columns], self.columns + columns, scoring)
+                expected = row.attend(
+                    layer, query[number, columns], self.columns + columns, scoring
+                )
                 result = made[number, columns].double()
                 torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
         self.columns += q_len

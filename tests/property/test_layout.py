@@ -44,7 +44,9 @@ class Contents:
         moves = layout.append(new, self.columns)
         assert capacity == {kind: pool.capacity for kind, pool in layout.pools.items()}
         self.sequences += 1
-        given = [[(self.sequences, row, index) for index in range(q_len)] for row in range(len(new))]
+        given = [
+            [(self.sequences, row, index) for index in range(q_len)] for row in range(len(new))
+        ]
         for row, indices in enumerate(new):
             assert moves.first_token[row] == len(self.names[row])
             assert moves.tail_before[row] == len(self.tails[row])
@@ -124,8 +126,7 @@ def test_every_token_is_in_one_place_after_anything(split, rows, seed):
             layout.crop(columns)
             contents.names = [n[:k] for n, k in zip(contents.names, kept, strict=True)]
             contents.tails = [
-                tail[: len(row.tail)]
-                for tail, row in zip(contents.tails, layout.rows, strict=True)
+                tail[: len(row.tail)] for tail, row in zip(contents.tails, layout.rows, strict=True)
             ]
             contents.columns = columns
         elif action == "show":
@@ -165,7 +166,7 @@ def test_a_prompt_is_divided_as_the_split_says(split, lengths, chunk):
         layout.append(new, start)
     layout.check_integrity()
     for row, length in zip(layout.rows, lengths, strict=True):
-        held = {kind: 0 for kind in PageKind}
+        held = dict.fromkeys(PageKind, 0)
         for page in row.pages:
             held[page.kind] += len(page.tokens)
         assert abs(held[PageKind.ACTIVATIONS] - split.recompute * length) <= BLOCK
@@ -175,7 +176,9 @@ def test_a_prompt_is_divided_as_the_split_says(split, lengths, chunk):
 
 
 @settings(max_examples=100, deadline=None)
-@given(split=splits(), prompt_len=st.integers(1, 400), new_tokens=st.integers(1, 100), data=st.data())
+@given(
+    split=splits(), prompt_len=st.integers(1, 400), new_tokens=st.integers(1, 100), data=st.data()
+)
 def test_what_is_expected_suffices_for_the_prompt_and_the_tokens_after_it(
     split, prompt_len, new_tokens, data
 ):

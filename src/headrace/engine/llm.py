@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from headrace.engine.calm import calm_collector
 from headrace.engine.decoding import StaticBatch, pad_left
 from headrace.engine.loading import LoadedModel, load_model
 from headrace.engine.request import RequestOutput, SamplingParams
@@ -145,7 +146,10 @@ class LLM:
         ]
         ids, mask = pad_left(tokens, int(self.tokenizer.pad_token_id or 0))
         longest = max(one.max_tokens for one in each)
-        with HostCache(self.model, reserve_tokens=longest, **self._cache_options) as cache:  # type: ignore[arg-type]
+        with (
+            calm_collector(),
+            HostCache(self.model, reserve_tokens=longest, **self._cache_options) as cache,  # type: ignore[arg-type]
+        ):
             batch = StaticBatch(self.model, ids, mask, cache)
             rows = [_Row(self, one) for one in each]
             self._run(batch, rows, cache)

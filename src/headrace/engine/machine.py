@@ -28,7 +28,7 @@ from headrace.runtime.granules import Granule
 from headrace.runtime.layout import PageKind
 
 _PAGE_TOKENS = 64
-_GRANULE_BYTES = 1 << 25
+_GRANULE_BYTES = 1 << 26
 _GRANULES_IN_A_ROW = 4
 _REBUILT_BYTES = 1 << 24
 _DENSE_ROWS = 8

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from headrace.engine.calm import calm_collector
 from headrace.engine.decoding import StaticBatch
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.cache import HostCache
@@ -129,27 +130,42 @@ def measure_policies(
         for policy in policies
     ]
     try:
-        if options.one_at_a_time:
-            for run in runs:
-                progress(f"{run.policy}: prompts and {options.all_steps} steps")
-                run.open()
-                for _ in range(options.rounds):
-                    run.take_turn()
-                run.finish()
-            return [run.result() for run in runs]
-        for run in runs:
-            progress(f"{run.policy}: prompts")
-            run.open()
-        for number in range(options.rounds):
-            for run in runs:
-                progress(f"round {number + 1} of {options.rounds}: {run.policy}")
-                run.take_turn()
-        for run in runs:
-            run.finish()
+        with calm_collector():
+            if options.one_at_a_time:
+                _run_in_turn(runs, options, progress)
+            else:
+                _run_alternating(runs, options, progress)
         return [run.result() for run in runs]
     finally:
         for run in runs:
             run.close()
+
+
+def _run_in_turn(
+    runs: Sequence[_PolicyRun], options: MeasureOptions, progress: Callable[[str], None]
+) -> None:
+    """Run one policy after the other."""
+    for run in runs:
+        progress(f"{run.policy}: prompts and {options.all_steps} steps")
+        run.open()
+        for _ in range(options.rounds):
+            run.take_turn()
+        run.finish()
+
+
+def _run_alternating(
+    runs: Sequence[_PolicyRun], options: MeasureOptions, progress: Callable[[str], None]
+) -> None:
+    """Let the policies take turns."""
+    for run in runs:
+        progress(f"{run.policy}: prompts")
+        run.open()
+    for number in range(options.rounds):
+        for run in runs:
+            progress(f"round {number + 1} of {options.rounds}: {run.policy}")
+            run.take_turn()
+    for run in runs:
+        run.finish()
 
 
 class _PolicyRun:
@@ -174,6 +190,8 @@ class _PolicyRun:
         self._cache: HostCache | None = None
         self._steps_s: list[float] = []
         self._predicted_s: list[float] = []
+        self._bounds_s: list[float] = []
+        self._dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self._busy: list[tuple[float, float, float]] = []
         self._result: PolicyMeasurement | None = None
 
@@ -210,7 +228,12 @@ class _PolicyRun:
         predicted = cache.predicted_timeline(self._label)
         assert predicted is not None
         self._predicted = _without_first(predicted, self._options.warmup_steps)
-        self._predicted_s += step_durations_s(predicted)[self._options.warmup_steps :]
+        first = self._options.warmup_steps
+        self._predicted_s += step_durations_s(predicted)[first:]
+        self._bounds_s += [
+            bound_s(program, self._profile, self._dtype)
+            for program in cache.paged.recorder.programs[first:]
+        ]
         cache.trace(False)
         self._timeline, shares = _counted(timeline, self._options.warmup_steps)
         self._busy.append(shares)
@@ -218,7 +241,6 @@ class _PolicyRun:
     def finish(self) -> None:
         """Note the result and close the cache."""
         cache = self._opened
-        program, dtype = cache.paged.decode_program(), str(next(self._model.parameters()).dtype)
         links, devices, rates = zip(*self._busy, strict=True)
         self._result = PolicyMeasurement(
             policy=self.policy,
@@ -228,8 +250,8 @@ class _PolicyRun:
             step_s=statistics.median(self._steps_s),
             step_s_range=(min(self._steps_s), max(self._steps_s)),
             predicted_step_s=statistics.median(self._predicted_s),
-            bound_s=bound_s(program, self._profile, dtype.removeprefix("torch.")),
-            link_bytes=program.link_bytes,
+            bound_s=statistics.median(self._bounds_s),
+            link_bytes=cache.link_bytes_per_step,
             link_bytes_per_s=statistics.median(rates),
             link_busy=statistics.median(links),
             device_busy=statistics.median(devices),

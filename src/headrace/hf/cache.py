@@ -124,6 +124,7 @@ class HostCache(Cache):
         self._mask: NDArray[np.bool_] | None = None
         self._new_columns = 0
         self._broken = False
+        self._running = False
         self._closed = False
         self._tracing = False
         self.columns = 0
@@ -243,7 +244,7 @@ class HostCache(Cache):
             # Only a prompt's tokens are kept as X, whose keys are rotated by these positions later.
             self._reserve_rotary(int(positions.max()) + 1)
         # From here on things change: what fails before has cost nothing.
-        self._broken = True
+        self._broken = self._running = True
         self._show(seen)
         self._paged.begin_step(new, q_len, self.columns, positions)
         self._new_columns = q_len
@@ -259,7 +260,7 @@ class HostCache(Cache):
 
     def check_forward(self) -> None:
         """Raise unless a forward of the cache's own model is under way."""
-        if not self._broken:
+        if not self._running:
             self._check_owner(None)
 
     @torch.inference_mode(False)
@@ -280,6 +281,7 @@ class HostCache(Cache):
     def end_forward(self, failed: bool) -> None:
         """Count the forward's tokens (called by the model's hook)."""
         assert self._paged is not None
+        self._running = False
         if failed:
             return
         self._paged.end_step()
@@ -390,7 +392,7 @@ class HostCache(Cache):
             self._backend.close()
         self._paged = self._planned = self._mask = self._backend = None
         self.columns = 0
-        self._broken = False
+        self._broken = self._running = False
 
     # Its life
 

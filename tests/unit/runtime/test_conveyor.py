@@ -33,7 +33,7 @@ def make_model(split, policy=Policy.RECOMPUTE, slots=4, prompt_len=96, new_token
 
 
 def recorded(model, steps):
-    """Return what the recorder noted in further steps, in the order of the calls: the operations."""
+    """Return the operations of further steps, in the order of the calls."""
     model.cache.recorder.enabled = True
     for _ in range(steps):
         model.step(TOKEN)
@@ -61,8 +61,12 @@ def test_loads_of_the_next_step_start_before_this_one_ends(split):
 def test_loads_of_the_next_layer_start_before_this_one_ends():
     records = recorded(make_model(Split(stream=1.0)), 2)
     step = records[-1].step
-    loads = [i for i, r in enumerate(records) if r.step == step and r.kind == "load_kv" and r.layer == 2]
-    attends = [i for i, r in enumerate(records) if r.step == step and r.kind == "attend" and r.layer == 0]
+    loads = [
+        i for i, r in enumerate(records) if r.step == step and r.kind == "load_kv" and r.layer == 2
+    ]
+    attends = [
+        i for i, r in enumerate(records) if r.step == step and r.kind == "attend" and r.layer == 0
+    ]
     assert loads[0] < attends[-1]
 
 
