@@ -168,6 +168,7 @@ def measure(name: str) -> Callable[[Path, Callable[[str], None]], dict[str, Any]
         say(comparison_table(measured))
         rate = profile.h2d_bytes_per_s
         say(f"link: {[f'{one.link_bytes_per_s / rate:.1%}' for one in measured]} of the profile's")
+        say(f"reserved further while decoding: {[one.grown_bytes for one in measured]} bytes")
         write_page(directory / f"{name}.timeline.html", measured, profile, f"headrace: {name}")
         return {
             "workload": asdict(workload),

@@ -142,7 +142,9 @@ def test_a_wrong_recipe_is_refused_and_streamed_with_a_warning(monkeypatch, poli
     monkeypatch.setattr(projection, "rotary_candidates", lambda *args: iter([None]))
     reason = "layer 0 cannot be rebuilt: keys and values rebuilt from the input of LlamaAttention"
     with host_cache(model, policy, 0.5) as cache:
-        with pytest.warns(UserWarning, match=f"policy '{policy}' is replaced by 'stream': {reason}"):
+        with pytest.warns(
+            UserWarning, match=f"policy '{policy}' is replaced by 'stream': {reason}"
+        ):
             made = generate(model, make_batch(), cache)
         assert reason in cache.notes[0]
         assert cache.policy == "stream"

@@ -64,7 +64,9 @@ def host_memory_holds_nothing_of_use(monkeypatch):
     """Fresh memory may be that of the cache before, with the very same content."""
     fresh = CpuBackend.host_buffer
     monkeypatch.setattr(
-        CpuBackend, "host_buffer", lambda self, shape, dtype: fresh(self, shape, dtype).fill_(POISON)
+        CpuBackend,
+        "host_buffer",
+        lambda self, shape, dtype: fresh(self, shape, dtype).fill_(POISON),
     )
 
 

@@ -77,6 +77,7 @@ def comparison_json(measured: list[PolicyMeasurement]) -> dict[str, Any]:
                 "device_busy": one.device_busy,
                 "peak_gpu_bytes": one.peak_gpu_bytes,
                 "host_bytes": one.host_bytes,
+                "gpu_bytes_grown_while_decoding": one.grown_bytes,
                 "speedup_over_stream": None if stream is None else stream / one.step_s,
                 "notes": list(one.notes),
             }

@@ -41,6 +41,8 @@ class PolicyMeasurement:
         device_busy: share of the time in which the device computed, 0 to 1.
         peak_gpu_bytes: peak device memory.
         host_bytes: host memory of the cache.
+        grown_bytes: device memory that torch reserved further while decoding, after the first
+            step (0 on a CPU, where this is not counted).
         predicted: the predicted timeline.
         measured: the measured timeline of the last round.
         token_ids: each row's greedy tokens.
@@ -61,6 +63,7 @@ class PolicyMeasurement:
     device_busy: float
     peak_gpu_bytes: int
     host_bytes: int
+    grown_bytes: int
     predicted: Timeline
     measured: Timeline
     token_ids: tuple[tuple[int, ...], ...]
@@ -210,6 +213,7 @@ class _PolicyRun:
         self._tokens = self._batch.prefill().argmax(dim=-1)
         self._made = [self._tokens.tolist()]
         self._step()
+        self._reserved_bytes = _reserved_bytes(self._model)
 
     def _step(self) -> float:
         start_s = time.perf_counter()
@@ -257,6 +261,7 @@ class _PolicyRun:
             device_busy=statistics.median(devices),
             peak_gpu_bytes=cache.peak_gpu_bytes,
             host_bytes=cache.paged.host_bytes,
+            grown_bytes=_reserved_bytes(self._model) - self._reserved_bytes,
             predicted=self._predicted,
             measured=self._timeline,
             token_ids=tuple(zip(*self._made, strict=True)),
@@ -279,6 +284,12 @@ class _PolicyRun:
     def _opened(self) -> HostCache:
         assert self._cache is not None
         return self._cache
+
+
+def _reserved_bytes(model: nn.Module) -> int:
+    """Return the device memory that torch has reserved (0 on a CPU)."""
+    device = next(model.parameters()).device
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
 
 def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, tuple[float, float, float]]:
