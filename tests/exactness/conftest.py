@@ -2,7 +2,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def one_thread():
     """A second thread does not pay for tiny models, least of all beside other processes."""
     before = torch.get_num_threads()

@@ -1,10 +1,11 @@
 """bfloat16: our errors are those of the plain model run two ways.
 
-Each of eager attention, sdpa and ours rounds in other places, so none agrees with another bit by bit.
-Their errors against the same weights in float32 are compared over seeds. The largest of a run's
-errors is an extreme of many, and varies by about a third from seed to seed and way to way; the
-spread of the plain model is therefore widened by a half for single runs, and by a quarter for the
-mean over seeds, where a systematic loss (such as partial results kept in bfloat16) would show.
+Eager attention, sdpa and ours each round in other places, so none agrees with another bit by bit.
+Their errors against the same weights in float32 are compared over seeds. The largest error of a
+run is an extreme of many: for one seed that of eager attention is 0.7 to 1.8 times that of sdpa.
+Ours may be half as large again as the larger one, over all seeds. The mean error is steadier, 1.0
+to 1.25 times, and a systematic loss, such as partial results kept in bfloat16, would show there:
+ours may be a tenth above the larger one. (Seen: 1.18 and 1.00 at most.)
 """
 
 import functools
@@ -21,7 +22,7 @@ from tests.support import (
 
 SEEDS = range(6)
 MAX_FACTOR = 1.5
-MEAN_FACTOR = 1.25
+MEAN_FACTOR = 1.1
 SPLITS = (
     ("resident", None),
     ("stream", None),

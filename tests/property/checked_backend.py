@@ -2,8 +2,8 @@
 
 Which transfers have happened at any moment is left to chance, within what was promised: transfers
 of one direction end in order, and each after what it was told to wait for. A missing promise then
-shows as a wrong result. What chance cannot show, because compute here is done when its call returns,
-is checked from the calls themselves: a slot is refilled only after an event of its last reader.
+shows as a wrong result. What chance cannot show, because compute here is done when its call
+returns, is checked from the calls themselves: a slot is refilled only after its last reader.
 """
 
 import random

@@ -14,7 +14,8 @@ LARGEST_BLOCK_TOKENS = 256
 USUAL_BLOCK_TOKENS = 64
 USUAL_RING_SLOTS = 4
 FEWEST_RING_SLOTS = 3
-GRANULES_PER_LAYER = 8
+GRANULES_PER_STEP = 64
+GRANULES_PER_SERIAL_LAYER = 8
 SMALLEST_GRANULE_BYTES = 2**20
 LARGEST_GRANULE_BYTES = 2**26
 LARGEST_TAIL_SHARE = 1 / 16
@@ -91,10 +92,11 @@ def choose_geometry(
     """Choose how to cut the cache.
 
     A page has 64 tokens, or fewer (16 at least) where the tail would be more than a sixteenth of
-    the cached tokens. A granule is an eighth of what a layer brings through the link, 1 to 64 MiB,
-    but at most a quarter of it, in whole pages. Under a budget granules shrink first (to 1 MiB, and
-    to a 64th of the layer), then pages, then the ring; the smallest geometry is returned even where
-    it does not fit.
+    the cached tokens. A granule is a 64th of what a step brings through the link, 1 to 64 MiB in
+    whole pages, and at most a layer: smaller ones would only cost more launches, as loads run ahead
+    over layers and steps. Where they do not (``kvpr``) it is an eighth of a layer. Under a budget
+    granules shrink first (to 1 MiB, and to a 64th of the layer), then pages, then the ring; the
+    smallest geometry is returned even where it does not fit.
 
     Args:
         shape: the model.
@@ -108,8 +110,11 @@ def choose_geometry(
     block_tokens = USUAL_BLOCK_TOKENS
     while block_tokens > SMALLEST_BLOCK_TOKENS and block_tokens > LARGEST_TAIL_SHARE * context:
         block_tokens //= 2
-    wanted = layer_bytes / GRANULES_PER_LAYER
-    wanted = min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, layer_bytes / 4)
+    if policy is Policy.KVPR:
+        wanted, most = layer_bytes / GRANULES_PER_SERIAL_LAYER, layer_bytes / 4
+    else:
+        wanted, most = layer_bytes * shape.full_layers / GRANULES_PER_STEP, layer_bytes
+    wanted = min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, most)
 
     def cut(block_tokens: int, granule_bytes: float, slots: int) -> Geometry:
         page_bytes = block_tokens * _largest_bytes_per_token(shape, split)

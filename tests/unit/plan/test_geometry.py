@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from headrace.errors import ConfigurationError
@@ -39,15 +41,19 @@ def test_pages_are_smaller_where_the_tail_would_be_large(context, tokens):
     assert choose_geometry(OPT, 8, context, stream_split()).block_tokens == tokens
 
 
-def test_a_large_layer_has_granules_of_64_mib_and_a_middling_one_eight():
+def test_granules_are_a_64th_of_a_step_up_to_64_mib_and_a_layer():
     assert choose_geometry(OPT, 64, 2048, stream_split()).granule_bytes == 64 * MIB
-    middling = choose_geometry(OPT, 8, 2048, stream_split())
+    middling = choose_geometry(OPT, 1, 2048, stream_split())
+    assert 32 * 2048 * KAPPA / middling.granule_bytes == pytest.approx(64, rel=0.1)
+    small = choose_geometry(replace(OPT, num_layers=400), 1, 128, stream_split())
+    assert small.granule_bytes == 128 * KAPPA
+
+
+def test_the_paper_schedule_has_eight_granules_a_layer_and_at_least_four():
+    middling = choose_geometry(OPT, 8, 2048, stream_split(), policy=Policy.KVPR)
     assert 8 * 2048 * KAPPA / middling.granule_bytes == pytest.approx(8, rel=0.1)
-
-
-def test_a_small_layer_has_at_least_four_granules():
-    geometry = choose_geometry(OPT, 1, 128, stream_split())
-    assert geometry.granule_bytes == 128 * KAPPA // 4
+    small = choose_geometry(OPT, 1, 128, stream_split(), policy=Policy.KVPR)
+    assert small.granule_bytes == 128 * KAPPA // 4
 
 
 def test_under_a_budget_staging_shrinks():
