@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli import generate, machine, output
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from headrace.engine.audit import audit, reference
     from headrace.engine.decoding import pad_left
-    from headrace.engine.prompts import source_prompts
+    from headrace.engine.prompts import encode_prompts, max_context, source_prompts
 
     ways = _ways(args)
     with output.Progress(args) as progress:
@@ -52,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
         tokenizer = loaded.tokenizer
         assert tokenizer is not None
         prompts = generate.read_prompts(args) or source_prompts(tokenizer, rows=3, tokens=200)
-        tokens = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        limit = max_context(loaded.model)
+        tokens = encode_prompts(tokenizer, prompts, limit)
         ids, mask = pad_left(tokens, int(tokenizer.pad_token_id or 0))
         progress("the plain model")
-        expected = reference(loaded.model, ids, mask, args.max_tokens)
+        expected = reference(loaded.model, ids, mask, min(args.max_tokens, limit - ids.shape[1]))
         results = []
         for policy, fraction in ways:
             progress(f"policy {policy}" + ("" if fraction is None else f", {fraction:g} rebuilt"))
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     passed = all(result.passed for result in results)
     data = {
         "passed": passed,
-        "tolerance": expected.tolerance,
+        "tolerance": generate.finite(expected.tolerance),
         "tolerance_from": expected.why,
-        "results": [{**asdict(result), "notes": list(result.notes)} for result in results],
+        "results": [generate.audit_json(result) for result in results],
     }
     output.emit(args, data, audit_text(results, expected))
     return 0 if passed else 1

@@ -65,23 +65,30 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigurationError(f"--{setting} is {getattr(args, setting)}; allowed is 1 up")
     on_cpu = resolve_device(machine.device(args)).type == "cpu"
     args.emulate = args.emulate or (EMULATED if on_cpu else None)
+    options = MeasureOptions(
+        args.rounds,
+        args.steps,
+        gpu_memory=machine.gpu_memory_bytes(args),
+        host_memory=machine.host_memory_bytes(args),
+    )
     with output.Progress(args) as progress:
         if args.model in published_names():
             progress(f"making {args.model} with random weights")
-            layers = args.layers or (2 if on_cpu else None)
+            layers = args.layers if args.layers is not None or not on_cpu else 2
             loaded: LoadedModel = dummy_model(
                 args.model,
                 layers=layers,
                 device=machine.device(args),
                 dtype=args.dtype or "bfloat16",
             )
-        elif args.dummy_weights or args.layers:
+        elif args.dummy_weights or args.layers is not None:
             raise ConfigurationError(
                 f"--dummy-weights and --layers are for published shapes, not for {args.model!r}; "
                 f"published are {', '.join(published_names())}"
             )
         else:
             loaded = generate.load(args, progress)
+        generate.check_room(loaded, args.prompt, options.all_steps)
         profile = generate.profile_of(args, loaded, progress)
         vocab = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         generator = torch.Generator().manual_seed(0)
@@ -92,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             torch.ones_like(ids),
             profile,
             policies,
-            MeasureOptions(args.rounds, args.steps, gpu_memory=args.gpu_memory),
+            options,
             label=loaded.name,
             progress=progress,
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from headrace.engine.measure import PolicyMeasurement
 
-POLICIES = ("resident", "stream", "kvpr", "recompute")
+POLICIES = ("stream", "kvpr", "recompute", "resident")
 EMULATED = "a100-40gb-pcie4"
 ROUNDS, STEPS_PER_ROUND = 3, 7
 _SHOWN_CHARACTERS = 160
@@ -50,13 +50,18 @@ def run(args: argparse.Namespace) -> int:
     from headrace.engine.loading import resolve_device
     from headrace.engine.measure import MeasureOptions, measure_policies
     from headrace.engine.prompts import source_prompts
+    from headrace.errors import ConfigurationError
 
+    for setting in ("rows", "prompt"):
+        if getattr(args, setting) < 1:
+            raise ConfigurationError(f"--{setting} is {getattr(args, setting)}; allowed is 1 up")
     if resolve_device(args.device).type == "cpu":
         args.emulate = args.emulate or EMULATED
     args.dtype = args.dtype or "float32"
     options = MeasureOptions(rounds=ROUNDS, steps_per_round=STEPS_PER_ROUND)
     with output.Progress(args) as progress:
         loaded = generate.load(args, progress)
+        generate.check_room(loaded, args.prompt, options.all_steps)
         profile = generate.profile_of(args, loaded, progress)
         tokenizer = loaded.tokenizer
         assert tokenizer is not None
@@ -80,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
         **comparison_json(measured),
         "audit": {
             "passed": passed,
-            "tolerance": expected.tolerance,
+            "tolerance": generate.finite(expected.tolerance),
             "tokens_identical": all(result.tokens_identical for result in audited),
-            "max_logit_error": max(result.max_logit_error for result in audited),
+            "max_logit_error": generate.finite(max(result.max_logit_error for result in audited)),
         },
         "timeline": str(page),
     }

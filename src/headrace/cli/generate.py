@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from headrace.cli import machine, output
 from headrace.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from headrace.engine.audit import AuditResult
     from headrace.engine.llm import LLM, GenerationStats
     from headrace.engine.loading import LoadedModel
     from headrace.engine.request import RequestOutput
@@ -75,10 +77,19 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     """
     from headrace.errors import ConfigurationError
 
-    prompts = [*args.prompt, *(Path(file).read_text("utf-8") for file in args.prompt_file)]
+    prompts = [*args.prompt, *(_read_prompt(file) for file in args.prompt_file)]
     if not prompts and args.prompts_required:
         raise ConfigurationError("no prompt was given; use --prompt TEXT or --prompt-file FILE")
     return prompts
+
+
+def _read_prompt(file: str) -> str:
+    from headrace.errors import ConfigurationError
+
+    try:
+        return Path(file).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"--prompt-file {file!r} is not text in UTF-8: {error}") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,6 +151,19 @@ def profile_of(
     return machine_profile(loaded.model, emulate=args.emulate, progress=progress)
 
 
+def check_room(loaded: LoadedModel, prompt_len: int, steps: int) -> None:
+    """Refuse prompts of a length that leaves no room for the steps that are measured."""
+    from headrace.engine.prompts import max_context
+    from headrace.errors import ContextLengthError
+
+    room = max_context(loaded.model) - steps
+    if prompt_len > room:
+        raise ContextLengthError(
+            f"--prompt is {prompt_len}; with the {steps} steps that are measured, the context of "
+            f"{loaded.name} has room for prompts of up to {room} tokens"
+        )
+
+
 def write_timelines(args: argparse.Namespace, llm: LLM) -> None:
     """Write the page and the trace, where they were asked for."""
     from headrace.report.timeline_page import write_timeline_page
@@ -168,11 +192,13 @@ def _audit(
     """Return how the model under the policy compares with the plain one, link not slowed down."""
     from headrace.engine.audit import audit, reference
     from headrace.engine.decoding import pad_left
+    from headrace.engine.prompts import encode_prompts, max_context
 
     progress("audit: the plain model")
-    tokens = [llm.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    limit = max_context(llm.model)
+    tokens = encode_prompts(llm.tokenizer, prompts, limit)
     ids, mask = pad_left(tokens, int(llm.tokenizer.pad_token_id or 0))
-    expected = reference(llm.model, ids, mask, args.max_tokens)
+    expected = reference(llm.model, ids, mask, min(args.max_tokens, limit - ids.shape[1]))
     assert llm.stats is not None
     progress(f"audit: policy {llm.stats.policy}")
     found = audit(
@@ -181,9 +207,22 @@ def _audit(
         mask,
         expected,
         policy=llm.stats.policy,
-        recompute_fraction=llm.stats.recompute_fraction or None,
+        recompute_fraction=llm.stats.recompute_fraction,
     )
-    return {**asdict(found), "notes": list(found.notes)}
+    return audit_json(found)
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for one that JSON does not have."""
+    return value if math.isfinite(value) else None
+
+
+def audit_json(result: AuditResult) -> dict[str, Any]:
+    """Return an audit's result as JSON has it: an error without limit is null."""
+    limits = {
+        name: finite(getattr(result, name)) for name in ("max_logit_error", "tolerance")
+    }
+    return {**asdict(result), **limits, "notes": list(result.notes)}
 
 
 def result_json(outputs: list[RequestOutput], stats: GenerationStats) -> dict[str, Any]:
@@ -220,8 +259,12 @@ def _text(
     if audited is not None:
         verdict = "passed" if audited["passed"] else "FAILED"
         tokens = "identical" if audited["tokens_identical"] else "not all identical"
+        error, allowed = (
+            math.inf if audited[name] is None else audited[name]
+            for name in ("max_logit_error", "tolerance")
+        )
         lines.append(
             f"audit {verdict}: tokens {tokens} to the plain model's; logits differ by "
-            f"{audited['max_logit_error']:.1e} of their range (allowed {audited['tolerance']:.1e})"
+            f"{error:.1e} of their range (allowed {allowed:.1e})"
         )
     return "\n".join(lines)

@@ -15,6 +15,7 @@ Shape suffixes: B rows, V vocabulary.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headrace.engine.decoding import StaticBatch
+from headrace.errors import ConfigurationError
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.cache import HostCache
 from headrace.hf.observe import text_config
@@ -61,8 +63,9 @@ class AuditResult:
         policy: the policy.
         recompute_fraction: share of the prompts that is kept as X.
         tokens_identical: whether every step chooses the plain model's token.
-        max_logit_error: largest difference of logits, as a share of their range in that step.
-        tolerance: what is allowed.
+        max_logit_error: largest difference of logits, as a share of their range in that step;
+            infinite where any is not a number.
+        tolerance: what is allowed; nothing passes if it is infinite.
         passed: whether the logits agree, and the tokens (in half precision: but for near ties).
         notes: what was decided differently from what was asked, and why.
     """
@@ -84,7 +87,12 @@ def reference(model: nn.Module, ids: Tensor, mask: Tensor, steps: int) -> Refere
         ids: token ids ``[B, S]``, padded on the left.
         mask: their attention mask.
         steps: tokens to generate.
+
+    Raises:
+        ConfigurationError: there is no step.
     """
+    if steps < 1:
+        raise ConfigurationError(f"an audit of {steps} tokens was asked for; allowed is 1 or more")
     logits, tokens = _run(model, ids, mask, _plain_cache(model), steps, None)
     if logits[0].dtype == torch.float32 and next(model.parameters()).dtype == torch.float32:
         return Reference(tokens, logits, FLOAT32_TOLERANCE, "1e-4 of the range, in float32")
@@ -159,7 +167,7 @@ def audit(
         tokens_identical=identical,
         max_logit_error=error,
         tolerance=expected.tolerance,
-        passed=error <= expected.tolerance and (identical if strict else near),
+        passed=error <= expected.tolerance < math.inf and (identical if strict else near),
         notes=notes,
     )
 

@@ -36,6 +36,8 @@ def environment() -> dict[str, Any]:
 def _commit() -> str | None:
     """Return the commit of the source tree, or None where it is not one."""
     root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():  # installed, perhaps below the source tree of something else
+        return None
     try:
         found = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],

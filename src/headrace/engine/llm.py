@@ -16,12 +16,13 @@ import torch
 from headrace.engine.calm import calm_collector
 from headrace.engine.decoding import StaticBatch, pad_left
 from headrace.engine.loading import LoadedModel, load_model
+from headrace.engine.prompts import encode_prompts, max_context
 from headrace.engine.request import RequestOutput, SamplingParams
 from headrace.engine.sampling import RowSampler, choose_tokens
-from headrace.errors import ConfigurationError, ContextLengthError, ModelError
+from headrace.errors import ConfigurationError, ModelError
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.cache import HostCache
-from headrace.hf.observe import text_config
+from headrace.hf.planning import CacheOptions
 from headrace.plan.plan import Plan
 from headrace.plan.simulate import steady_step_s
 from headrace.timeline import Origin, Timeline
@@ -87,6 +88,9 @@ class LLM:
         device: str = "auto",
         dtype: str | None = None,
     ) -> None:
+        CacheOptions.checked(
+            policy, gpu_memory, host_memory, recompute_fraction, None, profile, poison=False
+        )
         loaded = load_model(model, device=device, dtype=dtype) if isinstance(model, str) else model
         if loaded.tokenizer is None:
             raise ModelError(f"model {loaded.name!r} has no tokenizer")
@@ -97,8 +101,7 @@ class LLM:
         self.plan: Plan | None = None
         """The plan of the last call of ``generate``."""
         self._name = loaded.name
-        limit = getattr(text_config(self.model), "max_position_embeddings", None)
-        self._max_context = int(limit) if limit else 1 << 30
+        self._max_context = max_context(self.model)
         self._tracing = False
         self._timelines: tuple[Timeline, ...] = ()
         self._cache_options = {
@@ -139,7 +142,7 @@ class LLM:
         each = self._params_of_each(params, len(texts))
         if not texts:
             return []
-        tokens = [self._encode(text) for text in texts]
+        tokens = encode_prompts(self.tokenizer, texts, self._max_context)
         each = [
             replace(one, max_tokens=min(one.max_tokens, self._max_context - len(prompt)))
             for one, prompt in zip(each, tokens, strict=True)
@@ -169,17 +172,6 @@ class LLM:
                 "for each prompt"
             )
         return list(params)
-
-    def _encode(self, text: str) -> list[int]:
-        tokens: list[int] = self.tokenizer(text)["input_ids"]
-        if not tokens:
-            raise ConfigurationError("a prompt is empty; give each prompt at least one token")
-        if len(tokens) >= self._max_context:
-            raise ContextLengthError(
-                f"a prompt has {len(tokens)} tokens, but the model's context is "
-                f"{self._max_context}; shorten the prompt to {self._max_context - 1} or fewer"
-            )
-        return tokens
 
     def _run(self, batch: StaticBatch, rows: list[_Row], cache: HostCache) -> None:
         """Generate until every row is finished."""

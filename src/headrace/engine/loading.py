@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,6 +28,7 @@ DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parent.parent / "assets" / "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SLICE_VOCAB = 2048
+_ALLOWED = "give a directory with config.json, a hub id such as 'Qwen/Qwen3-0.6B', or 'demo'"
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ def load_model(name: str, *, device: str = "auto", dtype: str | None = None) -> 
     Raises:
         ModelError: there is no such model, or it cannot be read.
     """
-    where, target = _locate(name), resolve_device(device)
+    where, target, element = _locate(name), resolve_device(device), resolve_dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=resolve_dtype(dtype))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=element)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        hint = "" if Path(where).is_dir() else f"; {_ALLOWED}"
+        raise ModelError(f"model {name!r} cannot be loaded: {_cause(error)}{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(name, model.to(target).eval(), tokenizer)
@@ -103,10 +106,7 @@ def _locate(name: str) -> str:
             raise ModelError(f"model {name!r} is a directory without config.json")
         return str(path)
     if looks_local:
-        raise ModelError(
-            f"model {name!r} does not exist; give a directory with config.json, a hub id such as "
-            "'Qwen/Qwen3-0.6B', or 'demo'"
-        )
+        raise ModelError(f"model {name!r} does not exist; {_ALLOWED}")
     if name in published_names():
         raise ModelError(
             f"model {name!r} is a published shape without weights; use it with 'headrace plan' or "
@@ -115,9 +115,11 @@ def _locate(name: str) -> str:
     return name
 
 
-def _first_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
+    """Return an error's first line; all of them, if the first announces a list."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = lines[0] if lines else type(error).__name__
+    return " ".join(lines) if first.endswith(":") else first
 
 
 def dummy_model(

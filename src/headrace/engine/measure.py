@@ -89,6 +89,7 @@ class MeasureOptions:
         steps_per_round: steps of a turn that count.
         warmup_steps: steps of each turn before them, at least 1.
         gpu_memory: budget of device memory, or None.
+        host_memory: budget of host memory of each cache, or None.
         one_at_a_time: open a policy's cache only for its own rounds, where host memory does not
             hold all caches at once; rounds then do not alternate.
     """
@@ -96,7 +97,8 @@ class MeasureOptions:
     rounds: int = 3
     steps_per_round: int = 3
     warmup_steps: int = 1
-    gpu_memory: str | None = None
+    gpu_memory: str | int | None = None
+    host_memory: str | int | None = None
     one_at_a_time: bool = False
 
     @property
@@ -207,6 +209,7 @@ class _PolicyRun:
             policy=self.policy,
             profile=self._profile,
             gpu_memory=self._options.gpu_memory,
+            host_memory=self._options.host_memory,
             reserve_tokens=self._options.all_steps + 1,
         )
         self._batch = StaticBatch(self._model, *self._inputs, self._cache)

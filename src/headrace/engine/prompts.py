@@ -1,10 +1,18 @@
-"""Prompts for demonstrations and audits: this package's own source, new to every model."""
+"""Prompts: those that were given, as tokens, and some for demonstrations and audits.
+
+The latter are this package's own source, new to every model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from headrace.errors import ConfigurationError, ContextLengthError
+from headrace.hf.observe import text_config
 
 _SOURCES = (
     "runtime/layout.py",
@@ -16,6 +24,38 @@ _SOURCES = (
     "model/shape.py",
     "runtime/store.py",
 )
+
+
+def max_context(model: nn.Module) -> int:
+    """Return the tokens that a model has positions for (very many if it does not say)."""
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    return int(limit) if limit else 1 << 30
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int
+) -> list[list[int]]:
+    """Return each prompt's tokens.
+
+    Args:
+        tokenizer: the model's.
+        texts: the prompts.
+        limit: the model's context; a prompt must leave room for one token.
+
+    Raises:
+        ConfigurationError: a prompt is empty.
+        ContextLengthError: a prompt is as long as the context, or longer.
+    """
+    prompts: list[list[int]] = [list(tokenizer(text)["input_ids"]) for text in texts]
+    for tokens in prompts:
+        if not tokens:
+            raise ConfigurationError("a prompt is empty; give each prompt at least one token")
+        if len(tokens) >= limit:
+            raise ContextLengthError(
+                f"a prompt has {len(tokens)} tokens, but the model's context is {limit}; shorten "
+                f"the prompt to {limit - 1} or fewer"
+            )
+    return prompts
 
 
 def source_prompts(

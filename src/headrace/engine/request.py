@@ -40,6 +40,7 @@ class SamplingParams:
             ("temperature", self.temperature >= 0.0, "0 or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0, up to 1"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 to 2^64 - 1, or None"),
             ("stop", all(self.stop), "strings that are not empty"),
         )
         for name, allowed, what in checks:

@@ -12,7 +12,8 @@ from headrace.plan.policies import Policy, Split
 SMALLEST_BLOCK_TOKENS = 16
 LARGEST_BLOCK_TOKENS = 256
 USUAL_BLOCK_TOKENS = 64
-USUAL_RING_SLOTS = 4
+USUAL_RING_SLOTS = 8
+TIGHT_RING_SLOTS = 4
 FEWEST_RING_SLOTS = 3
 GRANULES_PER_STEP = 64
 GRANULES_PER_SERIAL_LAYER = 8
@@ -94,9 +95,10 @@ def choose_geometry(
     A page has 64 tokens, or fewer (16 at least) where the tail would be more than a sixteenth of
     the cached tokens. A granule is a 64th of what a step brings through the link, 1 to 64 MiB in
     whole pages, and at most a layer: smaller ones would only cost more launches, as loads run ahead
-    over layers and steps. Where they do not (``kvpr``) it is an eighth of a layer. Under a budget
-    granules shrink first (to 1 MiB, and to a 64th of the layer), then pages, then the ring; the
-    smallest geometry is returned even where it does not fit.
+    over layers and steps. Where they do not (``kvpr``) it is an eighth of a layer. The ring has eight
+    slots, to bridge what the host does between two steps. Under a budget the ring shrinks to four,
+    then granules shrink (to 1 MiB, and to a 64th of the layer), then pages, then the ring to three;
+    the smallest geometry is returned even where it does not fit.
 
     Args:
         shape: the model.
@@ -127,7 +129,9 @@ def choose_geometry(
     chosen = cut(block_tokens, wanted, USUAL_RING_SLOTS)
     if gpu_budget_bytes is None:
         return chosen
-    slots = USUAL_RING_SLOTS
+    slots = TIGHT_RING_SLOTS
+    if _staged_bytes(shape, chosen, rows, split) > gpu_budget_bytes:
+        chosen = cut(block_tokens, wanted, slots)
     least_bytes = min(wanted, max(SMALLEST_GRANULE_BYTES, layer_bytes / MOST_GRANULES_UNDER_BUDGET))
     while _staged_bytes(shape, chosen, rows, split) > gpu_budget_bytes:
         if wanted > least_bytes:

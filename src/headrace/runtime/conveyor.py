@@ -198,18 +198,18 @@ class Conveyor:
         """Start a step.
 
         Args:
-            now: the step's program. Loads that were started ahead are kept if its granules are
-                those that ``after`` of the step before spoke of; else they are thrown away.
+            now: the step's program. Loads that were started ahead are kept if they bring what it
+                brings first; else they are thrown away.
             after: what the step after this one will probably load, or None.
         """
         self._step += 1
         self._layers_done = -1
         self._executed = {}
         ahead = self._queue.popleft() if self._queue else None
-        if ahead is not None and ahead.source.version == now.version:
-            ahead.source = now
-            ahead.step = self._step
+        if ahead is not None and _brings_the_same(ahead, now):
+            ahead.source, ahead.operations, ahead.step = now, now.program.loads, self._step
             self._current = ahead
+            self._next_base = ahead.base + len(ahead.operations)
         else:
             if ahead is not None:
                 self._discard(ahead)
@@ -398,6 +398,23 @@ class Conveyor:
         """Throw away what was loaded ahead."""
         while self._queue:
             self._discard(self._queue.popleft())
+
+
+def _brings_the_same(ahead: _Loads, now: StepProgram) -> bool:
+    """Return whether the loads that were started ahead are just the first ones of a program.
+
+    After beams were reordered, for one, other rows see the same pages.
+    """
+    if ahead.source.version == now.version:
+        return True
+    loads = now.program.loads
+    if ahead.started > len(loads):
+        return False
+    for before, after in zip(ahead.operations[: ahead.started], loads, strict=False):
+        old, new = ahead.source.granules[before.granule], now.granules[after.granule]
+        if (before.layer, old.kind, old.pages) != (after.layer, new.kind, new.pages):
+            return False
+    return True
 
 
 def attend_granule(

@@ -75,9 +75,9 @@ def test_the_paper_stages_all_x_of_a_layer():
     geometry = choose_geometry(OPT, 64, 2048, split, policy=Policy.KVPR)
     x_pages = 64 * round(0.7 * geometry.paged_tokens(2048) / geometry.block_tokens)
     x_bytes = x_pages * geometry.block_tokens * KAPPA / 2
-    assert (geometry.ring_slots - 4) * geometry.granule_bytes >= x_bytes
+    assert (geometry.ring_slots - 8) * geometry.granule_bytes >= x_bytes
     unsplit = choose_geometry(OPT, 64, 2048, stream_split(), policy=Policy.KVPR)
-    assert unsplit.ring_slots == 4
+    assert unsplit.ring_slots == 8
 
 
 def test_all_resident_stages_nothing():
