@@ -25,7 +25,18 @@ ROUND_TRIP_TEXTS = [
     "1234567890 0xFF 1_000.5e-3",
 ]
 
-PYTHON_MARKS = ["def ", "class ", "import ", "self", "return", "raise ", "if ", "for ", '"""']
+PYTHON_MARKS = [
+    "with ",
+    "def ",
+    "class ",
+    "import ",
+    "self",
+    "return",
+    "raise ",
+    "if ",
+    "for ",
+    '"""',
+]
 
 PROMPTS = [
     "import ",

@@ -219,9 +219,7 @@ def finite(value: float) -> float | None:
 
 def audit_json(result: AuditResult) -> dict[str, Any]:
     """Return an audit's result as JSON has it: an error without limit is null."""
-    limits = {
-        name: finite(getattr(result, name)) for name in ("max_logit_error", "tolerance")
-    }
+    limits = {name: finite(getattr(result, name)) for name in ("max_logit_error", "tolerance")}
     return {**asdict(result), **limits, "notes": list(result.notes)}
 
 

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,46 +17,71 @@ from torch import Tensor, nn
 _CONTEXT_DEPENDENT = ("dynamic", "longrope")
 
 
-class Rotary:
-    """Rotates keys by their positions.
-
-    Cosines and sines come from a table over positions, made by the model's rotary embedding.
+class RotaryTable:
+    """Cosines and sines by position, shared by all layers that use the same embedding.
 
     Args:
         embedding: the model's rotary embedding module.
         arguments: further arguments of its forward (the layer's type, where it asks for one).
-        apply: the model's ``apply_rotary_pos_emb(q, k, cos, sin)``.
-        partial: rotate only the first part of each head, as wide as the table.
     """
 
-    def __init__(
-        self,
-        embedding: nn.Module,
-        arguments: dict[str, Any],
-        apply: Callable[..., tuple[Tensor, Tensor]],
-        partial: bool,
-    ) -> None:
+    def __init__(self, embedding: nn.Module, arguments: dict[str, Any]) -> None:
         self._embedding = embedding
         self._arguments = arguments
-        self._apply = apply
-        self._partial = partial
         self._table: tuple[Tensor, Tensor] | None = None
 
     def reserve(self, positions: int, like: Tensor) -> None:
         """Make the table of that many positions, in the dtype and on the device of ``like``."""
-        if self._table is not None and self._table[0].shape[0] >= positions:
-            return
+        if self._table is not None:
+            made = self._table[0]
+            same = made.dtype == like.dtype and made.device == like.device
+            if same and made.shape[0] >= positions:
+                return
         with torch.no_grad():
             index = torch.arange(positions, device=like.device)[None]
             cos, sin = self._embedding(like, index, **self._arguments)
         self._table = cos[0], sin[0]
 
+    def at(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of positions."""
+        if self._table is None:
+            self.reserve(int(positions.max()) + 1, like)
+        assert self._table is not None
+        return self._table[0][positions], self._table[1][positions]
+
+
+_tables: WeakKeyDictionary[nn.Module, dict[str, RotaryTable]] = WeakKeyDictionary()
+
+
+def _table_of(embedding: nn.Module, arguments: dict[str, Any]) -> RotaryTable:
+    """Return the one table of an embedding with these arguments."""
+    tables = _tables.setdefault(embedding, {})
+    return tables.setdefault(repr(arguments), RotaryTable(embedding, arguments))
+
+
+class Rotary:
+    """Rotates keys by their positions.
+
+    Args:
+        table: cosines and sines.
+        apply: the model's ``apply_rotary_pos_emb(q, k, cos, sin)``.
+        partial: rotate only the first part of each head, as wide as the table.
+    """
+
+    def __init__(
+        self, table: RotaryTable, apply: Callable[..., tuple[Tensor, Tensor]], partial: bool
+    ) -> None:
+        self._table = table
+        self._apply = apply
+        self._partial = partial
+
+    def reserve(self, positions: int, like: Tensor) -> None:
+        """Make the table of that many positions, in the dtype and on the device of ``like``."""
+        self._table.reserve(positions, like)
+
     def __call__(self, key_NHTD: Tensor, positions_NT: Tensor) -> Tensor:
         """Return the rotated keys."""
-        if self._table is None:
-            self.reserve(int(positions_NT.max()) + 1, key_NHTD)
-        assert self._table is not None
-        cos, sin = self._table[0][positions_NT], self._table[1][positions_NT]
+        cos, sin = self._table.at(positions_NT, key_NHTD)
         width = cos.shape[-1]
         if not self._partial:
             return self._apply(key_NHTD[:, :0], key_NHTD, cos, sin)[1]
@@ -92,8 +118,9 @@ def rotary_candidates(
         for module in modules:
             for arguments in _arguments(module):
                 if _makes(module, arguments, rotation, positions):
-                    yield Rotary(module, arguments, apply, partial=False)
-                    yield Rotary(module, arguments, apply, partial=True)
+                    table = _table_of(module, arguments)
+                    yield Rotary(table, apply, partial=False)
+                    yield Rotary(table, apply, partial=True)
     yield None
 
 
