@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from headrace.cli import generate, machine, output
-from headrace.cli.measured import comparison_json, comparison_table, machine_words, write_page
+from headrace.cli.measured import (
+    comparison_json,
+    comparison_table,
+    comparison_words,
+    machine_words,
+    write_page,
+)
 
 EMULATED = "a100-40gb-pcie4"
 POLICIES = ("stream", "kvpr", "recompute")
@@ -122,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
             f"on {machine_words(profile)}",
             "",
             comparison_table(measured),
+            "",
+            *comparison_words(measured),
         ]
     )
     output.emit(args, data, text)

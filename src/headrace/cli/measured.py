@@ -32,10 +32,10 @@ def comparison_table(measured: list[PolicyMeasurement]) -> str:
         (
             one.policy,
             f"{one.recompute_fraction:.0%}",
-            format_seconds(one.step_s),
-            format_seconds(one.predicted_step_s),
+            _milliseconds(one.step_s),
+            _milliseconds(one.predicted_step_s),
             f"{one.prediction_error:+.1%}",
-            format_seconds(one.bound_s),
+            _milliseconds(one.bound_s),
             format_bytes(one.link_bytes),
             f"{one.link_busy:.0%}",
             f"{one.device_busy:.0%}",
@@ -44,6 +44,28 @@ def comparison_table(measured: list[PolicyMeasurement]) -> str:
         for one in measured
     ]
     return output.table(_COLUMNS, rows)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+def comparison_words(measured: list[PolicyMeasurement]) -> list[str]:
+    """Return in words how the fastest loading policy compares with the others."""
+    loading = [one for one in measured if one.link_bytes > 0]
+    if len(loading) < 2:
+        return []
+    best = min(loading, key=lambda one: one.step_s)
+    ratios = ", ".join(
+        f"{one.step_s / best.step_s:.2f} times as fast as {one.policy}"
+        for one in loading
+        if one is not best
+    )
+    worst = max(abs(one.prediction_error) for one in loading)
+    return [
+        f"{best.policy} is {ratios}. Its busier lane is busy {best.binding_busy:.1%} of the time.",
+        f"The predictions are off by {worst:.1%} at most.",
+    ]
 
 
 def _speed(one: PolicyMeasurement, measured: list[PolicyMeasurement]) -> str:

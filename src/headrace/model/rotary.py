@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,7 +27,8 @@ class RotaryTable:
     """
 
     def __init__(self, embedding: nn.Module, arguments: dict[str, Any]) -> None:
-        self._embedding = embedding
+        # The table is kept by embedding, and must not keep the embedding alive.
+        self._embedding = weakref.ref(embedding)
         self._arguments = arguments
         self._table: tuple[Tensor, Tensor] | None = None
 
@@ -37,9 +39,11 @@ class RotaryTable:
             same = made.dtype == like.dtype and made.device == like.device
             if same and made.shape[0] >= positions:
                 return
+        embedding = self._embedding()
+        assert embedding is not None
         with torch.no_grad():
             index = torch.arange(positions, device=like.device)[None]
-            cos, sin = self._embedding(like, index, **self._arguments)
+            cos, sin = embedding(like, index, **self._arguments)
         self._table = cos[0], sin[0]
 
     def at(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

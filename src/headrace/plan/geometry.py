@@ -95,10 +95,10 @@ def choose_geometry(
     A page has 64 tokens, or fewer (16 at least) where the tail would be more than a sixteenth of
     the cached tokens. A granule is a 64th of what a step brings through the link, 1 to 64 MiB in
     whole pages, and at most a layer: smaller ones would only cost more launches, as loads run ahead
-    over layers and steps. Where they do not (``kvpr``) it is an eighth of a layer. The ring has eight
-    slots, to bridge what the host does between two steps. Under a budget the ring shrinks to four,
-    then granules shrink (to 1 MiB, and to a 64th of the layer), then pages, then the ring to three;
-    the smallest geometry is returned even where it does not fit.
+    over layers and steps. Where they do not (``kvpr``) it is an eighth of a layer. The ring has
+    eight slots, to bridge what the host does between two steps. Under a budget the ring shrinks to
+    four, then granules shrink (to 1 MiB, and to a 64th of the layer), then pages, then the ring to
+    three; the smallest geometry is returned even where it does not fit.
 
     Args:
         shape: the model.
