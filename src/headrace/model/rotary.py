@@ -51,7 +51,9 @@ class RotaryTable:
         if self._table is None:
             self.reserve(int(positions.max()) + 1, like)
         assert self._table is not None
-        return self._table[0][positions], self._table[1][positions]
+        index = positions.flatten()
+        cos, sin = (table.index_select(0, index) for table in self._table)
+        return cos.unflatten(0, positions.shape), sin.unflatten(0, positions.shape)
 
 
 _tables: WeakKeyDictionary[nn.Module, dict[str, RotaryTable]] = WeakKeyDictionary()

@@ -362,7 +362,7 @@ class Conveyor:
         granule = self._current.source.granules[operation.granule]
         slot = (self._current.base + operation.load_number) % self._ring.slots
         (activations,) = self._staged(granule, operation.layer, slot)
-        positions = self._store.positions[granule.page_index]
+        positions = self._store.positions.index_select(0, granule.page_index)
         self._rebuilt = self._rebuild(operation.layer, activations, positions)
         self._give_back(slot)
 
@@ -436,7 +436,8 @@ def attend_granule(
         workspace_bytes: bound on the scores that exist at once; queries are cut to keep it.
     """
     if granule.entry_page is not None:
-        key, value = key[granule.entry_page], value[granule.entry_page]
+        key = key.index_select(0, granule.entry_page)
+        value = value.index_select(0, granule.entry_page)
     visible = None if granule.visible is None else granule.visible[:, None, None]
     entries, heads, tokens, width = key.shape
     grouped = query.shape[2]
@@ -444,7 +445,7 @@ def attend_granule(
     at_once = max(1, min(grouped, workspace_bytes // per_query))
     parts = []
     for start in range(0, grouped, at_once):
-        some = query[:, :, start : start + at_once][granule.entry_row]
+        some = query[:, :, start : start + at_once].index_select(0, granule.entry_row)
         parts.append(attend(some, key, value, scoring, visible))
     if len(parts) == 1:
         return parts[0]

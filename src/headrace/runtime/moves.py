@@ -61,8 +61,8 @@ class StepIndex:
     Attributes:
         generated: at most one new token a row (see ``StepMoves``).
         token_Bq: int64; number of each input within its row, -1 for padding.
-        written_rows: int64; rows that have a new token (only if ``generated``).
-        written_slots: int64; the tail slot it goes to.
+        written_slots: int64 ``[B, 1, 1, 1]``; the tail slot of each row's new token (only if
+            ``generated``). Of a row without one it is the next free slot, which nobody sees.
         tail_empty: whether no row had a tail before the step.
         fills: batches of page fills, in the order of their page numbers.
         tails: new contents of tails, or None.
@@ -70,7 +70,6 @@ class StepIndex:
 
     generated: bool
     token_Bq: Tensor
-    written_rows: Tensor | None
     written_slots: Tensor | None
     tail_empty: bool
     fills: tuple[FillBatch, ...]
@@ -103,15 +102,12 @@ def index_moves(
     token = np.full((len(moves.new), q_len), -1, dtype=np.int64)
     for row, (indices, first) in enumerate(zip(moves.new, moves.first_token, strict=True)):
         token[row, list(indices)] = np.arange(first, first + len(indices))
-    written = [row for row, indices in enumerate(moves.new) if indices]
-    slots = [moves.tail_before[row] for row in written]
     tail_empty = not any(moves.tail_before)
     first_new = 0 if tail_empty else block_tokens
     return StepIndex(
         generated=moves.generated,
         token_Bq=index(token),
-        written_rows=index(written) if moves.generated else None,
-        written_slots=index(slots) if moves.generated else None,
+        written_slots=index(moves.tail_before).view(-1, 1, 1, 1) if moves.generated else None,
         tail_empty=tail_empty,
         fills=tuple(_batches(moves.fills, first_new, block_tokens, pages_at_once, index)),
         tails=_tail_update(moves.tails, first_new, block_tokens, index),

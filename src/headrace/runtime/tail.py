@@ -54,8 +54,10 @@ class Tail:
 
     def write(self, layer: int, key: Tensor, value: Tensor, index: StepIndex) -> None:
         """Write each row's one new token, ``[B, H, 1, D]``, to its place."""
-        for tail, new in ((self._keys[layer], key), (self._values[layer], value)):
-            tail[index.written_rows, :, index.written_slots] = new[index.written_rows, :, 0]
+        assert index.written_slots is not None
+        place = index.written_slots.expand(-1, key.shape[1], -1, key.shape[3])
+        self._keys[layer].scatter_(2, place, key)
+        self._values[layer].scatter_(2, place, value)
 
     def update(
         self, layer: int, key_sources: Tensor, value_sources: Tensor, update: TailUpdate

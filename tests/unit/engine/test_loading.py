@@ -171,7 +171,7 @@ def test_a_made_up_model_has_the_published_widths(name):
     projections = [key.rsplit("_proj", 1)[0] for key in widths if key.endswith("k_proj.weight")]
     assert len(projections) == 2
     for place in (key.removesuffix("k") for key in projections):
-        assert widths[f"{place}q_proj.weight"] == (shape.d_q, shape.d_model)
+        assert widths[f"{place}q_proj.weight"] == (shape.num_heads * shape.head_dim, shape.d_model)
         assert widths[f"{place}k_proj.weight"] == (shape.d_kv, shape.d_model)
         assert widths[f"{place}v_proj.weight"] == (shape.d_kv, shape.d_model)
     found = from_config(config.to_dict(), name=name)
@@ -244,5 +244,5 @@ def test_a_slice_has_at_least_a_layer_and_at_most_all():
 def test_a_directory_is_preferred_to_a_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "opt-6.7b").mkdir()
-    with pytest.raises(ModelError, match="without config.json"):
+    with pytest.raises(ModelError, match=r"without config\.json"):
         load_model("opt-6.7b")
