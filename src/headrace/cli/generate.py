@@ -143,8 +143,8 @@ def profile_of(
     args: argparse.Namespace, loaded: LoadedModel, progress: output.Progress
 ) -> HardwareProfile:
     """Return the machine's profile at the model's shapes, with an emulated link if asked for."""
-    from headrace.engine.machine import machine_profile
     from headrace.hardware.catalog import machine as published
+    from headrace.hf.machine import machine_profile
 
     if args.emulate is not None:
         published(args.emulate)

@@ -113,6 +113,13 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     yield link("host memory", "host_bytes_per_s", "alone, read by all cores")
     yield link("", "host_while_h2d_bytes_per_s", to_device)
     yield link("device's attention", "attend_bytes_per_s", "alone, reading K/V")
+    yield _Figure(
+        "rebuild K/V from X",
+        profile.rebuild_flops_per_s,
+        "rebuild_flops_per_s",
+        "alone, layout included",
+        format_flops,
+    )
     yield link("decoding's weights", "dense_bytes_per_s", "alone, reading weights")
     yield link("host's attention", "host_attend_bytes_per_s", "alone, reading K/V")
     for label, name in (("a small copy", "copy_latency_s"), ("a small kernel", "launch_latency_s")):

@@ -31,7 +31,7 @@ from headrace.hardware.probe_figures import (
 )
 from headrace.hardware.profile import HardwareProfile, Measurement
 from headrace.timeline import Origin
-from headrace.units import format_rate
+from headrace.units import format_flops, format_rate
 
 EXTRA_FIELDS = (
     "attend_bytes_per_s",
@@ -166,7 +166,8 @@ def add_extra_probes(
         probe()
         measured[name] = Measurement.of([probe() for _ in range(repeats)])
         if progress:
-            progress(f"{name}: {format_rate(measured[name].median)}")
+            shown = format_flops if name.endswith("_flops_per_s") else format_rate
+            progress(f"{name}: {shown(measured[name].median)}")
     if not measured:
         return profile
     figures = {name: found.median for name, found in measured.items() if name in EXTRA_FIELDS}

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedModelError
+from headrace.errors import ConfigurationError, MemoryBudgetError
 from headrace.hardware.catalog import resolve
 from headrace.hardware.profile import HardwareProfile
-from headrace.hardware.store import load_or_measure
 from headrace.hf.attachment import Attachment
-from headrace.hf.observe import text_config
-from headrace.model.config import from_config
+from headrace.hf.machine import machine_profile
+from headrace.hf.shape import model_shape
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
 from headrace.plan.geometry import choose_geometry
@@ -81,55 +79,6 @@ class CacheOptions:
         )
 
 
-def model_shape(model: nn.Module, attachment: Attachment, dtype: torch.dtype) -> ModelShape:
-    """Return a model's shape: from its configuration, corrected by what was observed."""
-    config = text_config(model)
-    windows = [layer.scoring.window for layer in attachment.layers]
-    windowed = [window for window in windows if window is not None]
-    try:
-        shape = from_config(config.to_dict(), name=_name(model, config))
-    except UnsupportedModelError:
-        shape = _observed_shape(model, attachment, config)
-    return replace(
-        shape,
-        dtype=str(dtype).removeprefix("torch."),
-        sliding_window=max(windowed) if windowed else None,
-        windowed_layers=len(windowed),
-    )
-
-
-def _name(model: nn.Module, config: Any) -> str:
-    return str(getattr(config, "_name_or_path", "")) or type(model).__name__
-
-
-def _observed_shape(model: nn.Module, attachment: Attachment, config: Any) -> ModelShape:
-    """Return a shape for a model whose configuration does not say it (mixtures of experts).
-
-    The feed-forward width is what makes the model's weights add up; a step then reads all experts.
-    """
-    seen = attachment.layers[0].observation
-    kv_heads, head_dim = seen.key.shape[1], seen.key.shape[3]
-    d_model, layers = seen.activations.shape[2], len(attachment.layers)
-    heads = int(getattr(config, "num_attention_heads", kv_heads))
-    vocab = int(config.vocab_size)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    attention = 2 * d_model * head_dim * (heads + kv_heads)
-    d_ff = max(1, ((weights - 2 * vocab * d_model) // layers - attention) // (3 * d_model))
-    return ModelShape(
-        name=_name(model, config),
-        num_layers=layers,
-        d_model=d_model,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        d_ff=d_ff,
-        gated_ff=True,
-        vocab_size=vocab,
-        tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
-        max_context=int(getattr(config, "max_position_embeddings", 1 << 20)),
-    )
-
-
 def why_not_rebuilt(attachment: Attachment) -> str | None:
     """Return why the model's keys and values cannot be rebuilt from X, or None if they can."""
     for layer, projection in enumerate(attachment.projections):
@@ -180,7 +129,7 @@ def plan_cache(
         options = replace(options, recompute_fraction=None)
     plan, profile = None, options.profile
     if _needs_profile(policy, options):
-        profile = profile or load_or_measure(device.type, shape, quick=True)
+        profile = profile or machine_profile(model)
         plan = _fitting_plan(shape, workload, profile, policy, options)
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
     else:

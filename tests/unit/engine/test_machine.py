@@ -6,19 +6,19 @@ import pytest
 import torch
 from tests.support import shared_model
 
-from headrace.engine import machine
-from headrace.engine.machine import (
+from headrace.errors import ConfigurationError, ProfileError
+from headrace.hardware import store
+from headrace.hardware.probes import add_extra_probes
+from headrace.hardware.profile_file import load_profile, profile_from_json, profile_to_json
+from headrace.hardware.store import profile_path
+from headrace.hf import machine
+from headrace.hf.machine import (
     attend_rate,
     dense_rate,
     machine_profile,
     rebuild_rate,
     shape_of,
 )
-from headrace.errors import ConfigurationError, ProfileError
-from headrace.hardware import store
-from headrace.hardware.probes import add_extra_probes
-from headrace.hardware.profile_file import load_profile, profile_from_json, profile_to_json
-from headrace.hardware.store import profile_path
 
 FIGURES = ("attend_bytes_per_s", "dense_bytes_per_s", "rebuild_flops_per_s")
 
@@ -75,9 +75,10 @@ def test_a_model_that_cannot_be_rebuilt_has_a_rate_without_limit(demo, monkeypat
     class Attachment:
         projections = ("not found",) * 6
 
+    shape = shape_of(demo.model)
     monkeypatch.setattr(machine, "attach", lambda model: Attachment)
     monkeypatch.setattr(machine, "detach", lambda model: None)
-    assert rebuild_rate(demo.model, shape_of(demo.model)) == math.inf
+    assert rebuild_rate(demo.model, shape) == math.inf
 
 
 def test_a_rate_without_limit_can_be_stored(emulated):

@@ -13,8 +13,7 @@ from torch import nn
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.store import load_or_measure
 from headrace.hf.attachment import attach, detach
-from headrace.hf.observe import text_config
-from headrace.model.config import from_config
+from headrace.hf.shape import model_shape
 from headrace.model.cost import (
     head_weight_bytes,
     layer_weight_bytes,
@@ -39,10 +38,13 @@ def shape_of(model: nn.Module) -> ModelShape:
     """Return the shape of a loaded model, in the dtype of its weights.
 
     Raises:
-        UnsupportedModelError: its configuration does not say it.
+        UnsupportedModelError: the model cannot be served.
     """
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return from_config({**text_config(model).to_dict(), "dtype": dtype, "torch_dtype": dtype})
+    attachment = attach(model)
+    try:
+        return model_shape(model, attachment, next(model.parameters()).dtype)
+    finally:
+        detach(model)
 
 
 def machine_profile(
