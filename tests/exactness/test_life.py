@@ -1,5 +1,8 @@
 """A cache's life: reused, beside others, broken, closed; and the model is left as it was."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tests.support import (
@@ -11,6 +14,7 @@ from tests.support import (
     plain_cache,
     shared_model,
 )
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedModelError
 from headrace.hf.attention import NAME
@@ -256,3 +260,29 @@ def test_settings_that_are_not_allowed_leave_no_hooks(options, message):
     with pytest.raises(Exception, match=message):
         HostCache(model, **options)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_close_frees_the_buffers_at_once():
+    """Not when the garbage collector comes by: it would free gigabytes inside a later step."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            num_hidden_layers=2,
+            hidden_size=64,
+            intermediate_size=64,
+            num_attention_heads=4,
+            vocab_size=100,
+        )
+    ).eval()
+    cache = HostCache(model, policy="stream")
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 90)[None], past_key_values=cache)
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+    store = weakref.ref(cache.paged._store)
+    ring = weakref.ref(cache.paged._ring)
+    gc.disable()
+    try:
+        cache.close()
+        assert store() is None
+        assert ring() is None
+    finally:
+        gc.enable()

@@ -390,6 +390,8 @@ class HostCache(Cache):
             self._paged.drain()
         if self._backend is not None:
             self._backend.close()
+        if self._paged is not None:
+            self._paged.release()
         self._paged = self._planned = self._mask = self._backend = None
         self.columns = 0
         self._broken = self._running = False
