@@ -28,9 +28,9 @@ from headrace.engine.audit import audit_all
 from headrace.engine.decoding import pad_left
 from headrace.engine.environment import environment
 from headrace.engine.loading import dummy_model, load_model, quiet_libraries
-from headrace.hf.machine import machine_profile
 from headrace.engine.measure import MeasureOptions, measure_policies
 from headrace.hardware.profile_file import profile_to_json
+from headrace.hf.machine import machine_profile
 
 WAYS: tuple[tuple[str, float | None], ...] = (
     ("resident", None),

@@ -115,7 +115,8 @@ def test_a_recipe_that_does_not_agree_says_by_how_much():
 
 
 def test_tables_of_rotation_follow_the_positions_that_were_reserved():
-    (layer, projection), *_ = found(make_model("llama-gqa"))
+    model = make_model("llama-gqa")
+    (layer, projection), *_ = found(model)
     rotary = projection.rotary
     key = torch.randn(1, 2, 3, 12, generator=torch.Generator().manual_seed(0))
     places = torch.tensor([[0, 700, 30]])
