@@ -17,7 +17,7 @@ from tests.support import (
 
 from headrace.hf import planning
 from headrace.plan.policies import Split
-from headrace.runtime.layout import PageKind
+from headrace.runtime.pages import PageKind
 
 ROTATED_OR_NOT = ("llama-gqa", "gemma2", "opt", "gpt-neox")
 """One of each kind, for what does not depend on how keys are made."""

@@ -17,7 +17,7 @@ from tests.support import (
 from headrace.hf.attachment import Attachment
 from headrace.model.projection import KeyNorm, LayerProjection
 from headrace.model.rotary import Rotary
-from headrace.runtime import conveyor, paged, writer
+from headrace.runtime import layer_attention, paged, writer
 from headrace.runtime.attention import Scoring
 from headrace.runtime.conveyor import Conveyor
 from headrace.runtime.cpu_lanes import CpuBackend
@@ -212,13 +212,13 @@ def test_the_last_token_of_the_tail_is_lost(monkeypatch):
 
 
 def test_partial_results_that_are_merged_without_their_maxima(monkeypatch):
-    whole = conveyor.concatenate
+    whole = layer_attention.concatenate
 
     def concatenate(parts):
         part = whole(parts)
         return type(part)(part.output, torch.zeros_like(part.maximum), part.total)
 
-    monkeypatch.setattr(conveyor, "concatenate", concatenate)
+    monkeypatch.setattr(layer_attention, "concatenate", concatenate)
     assert_fails()
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.plan.policies import Split
-from headrace.runtime.layout import Layout, PageKind
+from headrace.runtime.layout import Layout
+from headrace.runtime.pages import PageKind
 
 BLOCK = 16
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -50,6 +51,7 @@ def quiet_libraries() -> None:
     """Keep progress bars and advice of other libraries off the terminal (for command lines)."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def resolve_device(device: str) -> torch.device:

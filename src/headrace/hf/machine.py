@@ -22,9 +22,9 @@ from headrace.model.cost import (
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
 from headrace.runtime.attention import EntryTable, Scoring
-from headrace.runtime.conveyor import attend_granule
 from headrace.runtime.granules import Granule
-from headrace.runtime.layout import PageKind
+from headrace.runtime.layer_attention import attend_granule
+from headrace.runtime.pages import PageKind
 
 _PAGE_TOKENS = 64
 _GRANULE_BYTES = 1 << 26

@@ -16,23 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from headrace.plan.operations import Kind, Operation, Program
-from headrace.runtime.attention import (
-    Accumulator,
-    EntryTable,
-    Partial,
-    Scoring,
-    attend,
-    concatenate,
-    merge_entries,
-    normalised,
-)
+from headrace.runtime.attention import EntryTable, Partial, Scoring
 from headrace.runtime.granules import Granule
 from headrace.runtime.lanes import Backend, Copy, Event
-from headrace.runtime.layout import PageKind
+from headrace.runtime.layer_attention import LayerAttention, attend_granule
+from headrace.runtime.pages import PageKind
 from headrace.runtime.recorder import Recorder
 from headrace.runtime.staging import StagingRing
 from headrace.runtime.store import LayerWidths, PageStore
@@ -82,63 +73,6 @@ class _Loads:
     operations: tuple[Operation, ...]
     started: int = 0
     events: dict[int, Event] = field(default_factory=dict)
-
-
-class _LayerAttention:
-    """A layer's attention while it is put together.
-
-    The partial results of few queries are kept as they are and merged once, at the end. Those of
-    many queries would take too much memory and are merged granule by granule.
-
-    Args:
-        query: grouped queries ``[B, H, G, D]``.
-        source: the step's program, with the table of all entries.
-        workspace_bytes: bound on the partial results that are kept.
-    """
-
-    def __init__(self, query: Tensor, source: StepProgram, workspace_bytes: int) -> None:
-        self._query = query
-        self._table = source.table
-        entries = sum(granule.entries for granule in source.granules)
-        self._merge_once = entries * query[0].numel() * 4 <= workspace_bytes
-        self._parts: list[Partial] = []
-        self._accumulator: Accumulator | None = None
-        self._whole: Tensor | None = None
-
-    def add_granule(self, granule: Granule, part: Partial) -> None:
-        """Add the attention of a granule's entries."""
-        if self._merge_once:
-            self._parts.append(part)
-        else:
-            self._accumulated.add(merge_entries(part, granule.table), granule.rows)
-
-    def add_new(self, result: Partial | Tensor) -> None:
-        """Add the attention of all rows to what is on the device anyway."""
-        if isinstance(result, Tensor):
-            self._whole = result
-        elif self._parts:
-            self._parts.append(result)
-        else:
-            self._accumulated.add(result)
-
-    @property
-    def _accumulated(self) -> Accumulator:
-        if self._accumulator is None:
-            self._accumulator = Accumulator(self._query)
-        return self._accumulator
-
-    def merge(self) -> None:
-        """Merge all parts into the output."""
-        if self._parts:
-            merged = merge_entries(concatenate(self._parts), self._table)
-            self._whole = normalised(merged, self._query.dtype)
-        elif self._accumulator is not None:
-            self._whole = self._accumulator.output(self._query.dtype)
-
-    def output(self) -> Tensor:
-        """Return the normalised output ``[B, H, G, D]``."""
-        assert self._whole is not None
-        return self._whole
 
 
 class Conveyor:
@@ -303,7 +237,7 @@ class Conveyor:
         """
         assert self._current is not None
         source = self._current.source
-        attention = _LayerAttention(work.query, source, self._workspace_bytes)
+        attention = LayerAttention(work.query, source.granules, source.table, self._workspace_bytes)
         for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:
                 self._finish(operation, self._compute_since)
@@ -347,7 +281,7 @@ class Conveyor:
         elif operation.kind is Kind.MERGE and not self._lookahead:
             self._executed[operation.index] = self._backend.mark()
 
-    def _run(self, operation: Operation, work: LayerWork, attention: _LayerAttention) -> None:
+    def _run(self, operation: Operation, work: LayerWork, attention: LayerAttention) -> None:
         if operation.kind is Kind.REBUILD:
             self._rebuild_granule(operation)
         elif operation.kind is Kind.ATTEND:
@@ -367,7 +301,7 @@ class Conveyor:
         self._give_back(slot)
 
     def _attend_granule(
-        self, operation: Operation, work: LayerWork, attention: _LayerAttention
+        self, operation: Operation, work: LayerWork, attention: LayerAttention
     ) -> None:
         assert self._current is not None
         granule = self._current.source.granules[operation.granule]
@@ -415,42 +349,3 @@ def _brings_the_same(ahead: _Loads, now: StepProgram) -> bool:
         if (before.layer, old.kind, old.pages) != (after.layer, new.kind, new.pages):
             return False
     return True
-
-
-def attend_granule(
-    granule: Granule,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scoring: Scoring,
-    workspace_bytes: int,
-) -> Partial:
-    """Attend to a granule; return the result of each of its entries.
-
-    Args:
-        granule: which row sees which page.
-        query: grouped queries of all rows ``[B, H, G, D]``.
-        key: keys of the granule's pages ``[N, H, T, D]``.
-        value: their values.
-        scoring: scale and soft cap.
-        workspace_bytes: bound on the scores that exist at once; queries are cut to keep it.
-    """
-    if granule.entry_page is not None:
-        key = key.index_select(0, granule.entry_page)
-        value = value.index_select(0, granule.entry_page)
-    visible = None if granule.visible is None else granule.visible[:, None, None]
-    entries, heads, tokens, width = key.shape
-    grouped = query.shape[2]
-    per_query = entries * heads * (tokens + 3 * width) * 4
-    at_once = max(1, min(grouped, workspace_bytes // per_query))
-    parts = []
-    for start in range(0, grouped, at_once):
-        some = query[:, :, start : start + at_once].index_select(0, granule.entry_row)
-        parts.append(attend(some, key, value, scoring, visible))
-    if len(parts) == 1:
-        return parts[0]
-    return Partial(
-        torch.cat([part.output for part in parts], dim=2),
-        torch.cat([part.maximum for part in parts], dim=2),
-        torch.cat([part.total for part in parts], dim=2),
-    )

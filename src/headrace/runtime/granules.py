@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from headrace.runtime.attention import EntryTable
-from headrace.runtime.layout import Layout, Page, PageKind, Row
+from headrace.runtime.layout import Layout
+from headrace.runtime.pages import Page, PageKind, Row
 
 
 @dataclass(frozen=True, eq=False)

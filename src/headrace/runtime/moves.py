@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.runtime.layout import PageFill, PageKind, StepMoves, TailFill
+from headrace.runtime.pages import PageFill, PageKind, StepMoves, TailFill
 
 
 @dataclass(frozen=True)

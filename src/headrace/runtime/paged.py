@@ -30,8 +30,9 @@ from headrace.runtime.attention import (
 )
 from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
 from headrace.runtime.lanes import Backend, Event
-from headrace.runtime.layout import Layout, PageKind, Row, StepMoves
+from headrace.runtime.layout import Layout
 from headrace.runtime.moves import StepIndex, index_moves
+from headrace.runtime.pages import PageKind, Row, StepMoves
 from headrace.runtime.programs import ProgramMaker
 from headrace.runtime.prompt import attend_prompt, row_spans
 from headrace.runtime.recorder import Recorder

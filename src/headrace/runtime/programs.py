@@ -13,7 +13,8 @@ from headrace.plan.schedule import GranuleSpec, build_program, order_granules
 from headrace.runtime.attention import EntryTable
 from headrace.runtime.conveyor import StepProgram
 from headrace.runtime.granules import Granule, cut_granules, layer_table
-from headrace.runtime.layout import Layout, PageKind, StepMoves
+from headrace.runtime.layout import Layout
+from headrace.runtime.pages import PageKind, StepMoves
 from headrace.runtime.settings import CacheSettings
 
 _STORES = {

@@ -10,7 +10,7 @@ import torch
 from headrace.model.shape import ModelShape
 from headrace.plan.geometry import Geometry
 from headrace.plan.policies import Policy, Split
-from headrace.runtime.layout import PageKind
+from headrace.runtime.pages import PageKind
 from headrace.runtime.store import LayerWidths
 
 

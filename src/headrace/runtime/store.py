@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace.runtime.lanes import Backend
-from headrace.runtime.layout import PageKind
+from headrace.runtime.pages import PageKind
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from headrace.runtime.lanes import Backend, Copy, Event
-from headrace.runtime.layout import PageKind
 from headrace.runtime.moves import FillBatch
+from headrace.runtime.pages import PageKind
 from headrace.runtime.staging import StoreRing
 from headrace.runtime.store import LayerWidths, PageStore
 from headrace.timeline import Lane

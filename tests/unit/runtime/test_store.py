@@ -6,7 +6,8 @@ import torch
 from headrace.plan.policies import Split
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.granules import cut_granules
-from headrace.runtime.layout import Layout, PageKind
+from headrace.runtime.layout import Layout
+from headrace.runtime.pages import PageKind
 from headrace.runtime.store import LayerWidths, PageStore
 
 BLOCK = 16
