@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     for setting in ("rows", "prompt", "rounds", "steps"):
         if getattr(args, setting) < 1:
             raise ConfigurationError(f"--{setting} is {getattr(args, setting)}; allowed is 1 up")
+    generate.check_files(args, "timeline", "output")
     on_cpu = resolve_device(machine.device(args)).type == "cpu"
     args.emulate = args.emulate or (EMULATED if on_cpu else None)
     options = MeasureOptions(

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     for setting in ("rows", "prompt"):
         if getattr(args, setting) < 1:
             raise ConfigurationError(f"--{setting} is {getattr(args, setting)}; allowed is 1 up")
+    generate.check_files(args, "timeline")
     if resolve_device(args.device).type == "cpu":
         args.emulate = args.emulate or EMULATED
     args.dtype = args.dtype or "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,27 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
+def check_files(args: argparse.Namespace, *options: str) -> None:
+    """Refuse files that cannot be written before anything is computed for them.
+
+    Args:
+        args: what ``run`` was given.
+        options: the options that name such files.
+    """
+    from headrace.errors import ConfigurationError
+
+    for option in options:
+        given = getattr(args, option)
+        if given is None:
+            continue
+        path = Path(given).absolute()
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise ConfigurationError(
+                f"--{option} is {given!r}, which cannot be written; give a file in a folder of "
+                "yours that exists"
+            )
+
+
 def _read_prompt(file: str) -> str:
     from headrace.errors import ConfigurationError
 
@@ -106,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         stop=tuple(args.stop),
     )
     prompts = read_prompts(args)
+    check_files(args, "timeline", "trace")
     with output.Progress(args) as progress:
         loaded = load(args, progress)
         profile = profile_of(args, loaded, progress)

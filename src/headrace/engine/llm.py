@@ -16,6 +16,7 @@ import torch
 from headrace.engine.calm import calm_collector
 from headrace.engine.decoding import StaticBatch, pad_left
 from headrace.engine.loading import LoadedModel, load_model
+from headrace.engine.measure import without_first
 from headrace.engine.prompts import encode_prompts, max_context
 from headrace.engine.request import RequestOutput, SamplingParams
 from headrace.engine.sampling import RowSampler, choose_tokens
@@ -216,7 +217,8 @@ class LLM:
             notes=cache.notes,
         )
         if self._tracing:
-            measured = cache.timeline(label)
+            # Numbered from 0, as predicted ones are: a page lays steps of a number over each other.
+            measured = without_first(cache.timeline(label), 0)
             self._timelines = (measured,) if predicted is None else (predicted, measured)
 
 

@@ -234,7 +234,7 @@ class _PolicyRun:
         timeline = cache.timeline(self._label)
         predicted = cache.predicted_timeline(self._label)
         assert predicted is not None
-        self._predicted = _without_first(predicted, self._options.warmup_steps)
+        self._predicted = without_first(predicted, self._options.warmup_steps)
         first = self._options.warmup_steps
         self._predicted_s += step_durations_s(predicted)[first:]
         self._bounds_s += [
@@ -312,10 +312,10 @@ def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, tuple[flo
         timeline.busy_share([Lane.COMPUTE], start_s, finish_s),
         sum(span.size_bytes for span in loads) / busy_s if busy_s else 0.0,
     )
-    return _without_first(timeline, warmup_steps), shares
+    return without_first(timeline, warmup_steps), shares
 
 
-def _without_first(timeline: Timeline, steps: int) -> Timeline:
+def without_first(timeline: Timeline, steps: int) -> Timeline:
     """Return a timeline without its first steps and without loads for steps that never ran.
 
     The steps that are left are numbered from 0.

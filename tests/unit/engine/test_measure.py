@@ -12,8 +12,8 @@ from headrace.engine.decoding import StaticBatch
 from headrace.engine.measure import (
     MeasureOptions,
     _counted,
-    _without_first,
     measure_policies,
+    without_first,
 )
 from headrace.errors import ConfigurationError, MemoryBudgetError
 from headrace.hf.cache import HostCache
@@ -202,20 +202,20 @@ HAND_MADE = Timeline(
 
 
 def test_the_first_steps_and_loads_for_none_are_left_out():
-    kept = _without_first(HAND_MADE, 1)
+    kept = without_first(HAND_MADE, 1)
     assert (kept.origin, kept.label) == (HAND_MADE.origin, HAND_MADE.label)
     assert kept.steps == (0, 1)
     assert [(one.lane, one.step, one.start_s) for one in kept.spans] == [
         (one.lane, one.step - 6, one.start_s) for one in HAND_MADE.spans if one.step in (6, 7)
     ]
-    assert _without_first(HAND_MADE, 2).steps == (0,)
-    assert _without_first(HAND_MADE, 0).steps == (0, 1, 2)
-    assert _without_first(HAND_MADE, 3).spans == ()
+    assert without_first(HAND_MADE, 2).steps == (0,)
+    assert without_first(HAND_MADE, 0).steps == (0, 1, 2)
+    assert without_first(HAND_MADE, 3).spans == ()
 
 
 def test_shares_count_from_the_end_of_the_warm_up_to_the_end_of_the_last_step():
     kept, (link, device, rate) = _counted(HAND_MADE, 1)
-    assert kept == _without_first(HAND_MADE, 1)
+    assert kept == without_first(HAND_MADE, 1)
     # From 4 to 12: the link is busy from 4 to 8, and from 10 to 12 for a step that never ran.
     assert link == pytest.approx(6 / 8)
     assert device == pytest.approx((1.0 + 0.5 + 3.0) / 8)
