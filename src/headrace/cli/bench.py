@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--layers", type=int, help="only so many layers (CPU default: 2)")
     parser.add_argument("--rows", type=int, default=8, help="sequences (default: 8)")
-    parser.add_argument("--prompt", type=int, default=1024, help="tokens a row (default: 1024)")
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens a row (default: 2048)")
     parser.add_argument("--policies", metavar="A,B", default=",".join(POLICIES))
     parser.add_argument("--rounds", type=int, default=3, help="turns of each policy (default: 3)")
     parser.add_argument("--steps", type=int, default=3, help="steps of a turn (default: 3)")

@@ -129,6 +129,13 @@ def test_a_row_ends_before_the_first_of_its_stop_strings(demo):
         assert not any(text in seen for text in strings)
 
 
+def test_of_two_stop_strings_in_one_token_the_first_counts(demo):
+    outputs = open_llm(demo).generate(PROMPTS, greedy(1))
+    row, text = next((row, one.text) for row, one in enumerate(outputs) if len(one.text) > 1)
+    (stopped,) = open_llm(demo).generate(PROMPTS[row], greedy(4, stop=(text[1:], text)))
+    assert (stopped.text, stopped.finish_reason, len(stopped.token_ids)) == ("", "stop", 1)
+
+
 def test_a_single_string_is_one_prompt(demo):
     outputs = open_llm(demo).generate(PROMPTS[0], greedy(4))
     assert [output.token_ids for output in outputs] == plain(demo, PROMPTS[:1], 4)

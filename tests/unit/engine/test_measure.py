@@ -147,6 +147,17 @@ def test_steps_that_count_are_those_after_the_warm_up(model, batch, emulated, mo
     assert len(one.token_ids[0]) == options.all_steps + 1 == 12
 
 
+def test_predictions_and_bounds_are_of_the_steps_that_count(model, batch, emulated, monkeypatch):
+    bounds = itertools.count(1)
+    monkeypatch.setattr(measure, "step_durations_s", lambda _: (90.0, 90.0, 1.0, 2.0, 6.0))
+    monkeypatch.setattr(measure, "bound_s", lambda *_: float(next(bounds)))
+    options = MeasureOptions(rounds=1, steps_per_round=3, warmup_steps=2)
+    (one,) = measured_with(model, batch, emulated, ("stream",), options)
+    assert one.predicted_step_s == 2.0
+    # Only of the three steps that count is a bound asked for.
+    assert (one.bound_s, next(bounds)) == (2.0, 4)
+
+
 def test_budgets_reach_the_caches(model, batch, emulated, caches):
     options = MeasureOptions(1, 1, gpu_memory="1GiB", host_memory="2GiB")
     measured_with(model, batch, emulated, ("stream",), options)
