@@ -16,6 +16,9 @@ from headrace.timeline import Origin
 
 DEVICES = ("cpu", "cuda")
 
+_LINK_SHARE = 0.9
+"""Most of the host memory's rate that the link takes while the cores read too."""
+
 RatePoint = tuple[int, float]
 """Bytes of one transfer, and the rate in bytes a second that transfers of that size reach."""
 
@@ -207,6 +210,27 @@ class HardwareProfile:
         if self.host_attend_bytes_per_s is None:
             return self.host_bytes_per_s
         return self.host_attend_bytes_per_s
+
+    @property
+    def dram_rate(self) -> float:
+        """Bytes a second that host memory gives to the link and to the cores together.
+
+        What both were measured to get at once; where that was not measured, the rate at which all
+        cores read. At least what either gets alone.
+        """
+        link, cores = self.h2d_while_host_bytes_per_s, self.host_while_h2d_bytes_per_s
+        together = self.host_bytes_per_s if link is None or cores is None else link + cores
+        return max(together, self.h2d_bytes_per_s, self.host_attend_rate)
+
+    @property
+    def shared_rates(self) -> tuple[float, float]:
+        """Bytes a second of the link, and of the host's attention, while both are at work.
+
+        The link goes first, up to nine tenths of ``dram_rate``; the cores get what is left.
+        """
+        link = self.h2d_while_host_bytes_per_s or self.h2d_bytes_per_s
+        link = min(link, self.h2d_bytes_per_s, _LINK_SHARE * self.dram_rate)
+        return link, min(self.host_attend_rate, self.dram_rate - link)
 
     def _positive_figures(self) -> list[tuple[str, float]]:
         figures = [

@@ -25,6 +25,9 @@ from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
 from headrace.units import format_bytes, parse_bytes
 
+_RUNTIME_PATHS = ("resident", "stream", "recompute")
+"""The paths that the runtime takes; the planner knows more."""
+
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
 
 
@@ -121,17 +124,20 @@ def plan_cache(
     shape = model_shape(model, attachment, dtype)
     policy, notes = options.policy, []
     reason = why_not_rebuilt(attachment)
-    if reason is not None and policy in (*_REBUILDING, Policy.AUTO):
-        if policy is not Policy.AUTO or options.recompute_fraction:
+    paths = _RUNTIME_PATHS
+    if reason is not None:
+        paths = tuple(path for path in paths if path != "recompute")
+        if policy in _REBUILDING or options.recompute_fraction:
             notes.append(f"policy {policy.value!r} is replaced by 'stream': {reason}")
             warnings.warn(notes[-1], stacklevel=2)
-        policy = Policy.STREAM
+            policy = Policy.STREAM
         options = replace(options, recompute_fraction=None)
-    plan, profile = None, options.profile
+    plan, profile, resident_pages = None, options.profile, None
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
-        plan = _fitting_plan(shape, workload, profile, policy, options)
+        plan = _fitting_plan(shape, workload, profile, policy, options, paths)
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
+        resident_pages = plan.placement.resident_pages
     else:
         policy, split = _plain_split(policy, options)
         geometry = choose_geometry(
@@ -148,6 +154,7 @@ def plan_cache(
             layer: (widths, _window(attachment, layer))
             for layer, widths in _widths(attachment, windowed=True).items()
         },
+        resident_pages=resident_pages,
         host_memory_bytes=options.host_memory_bytes,
         poison=options.poison,
     )
@@ -176,6 +183,7 @@ def _fitting_plan(
     profile: HardwareProfile,
     policy: Policy,
     options: CacheOptions,
+    paths: tuple[str, ...],
 ) -> Plan:
     # What the model's positions allow is the caller's business: a cache does not limit it.
     roomy = replace(shape, max_context=max(shape.max_context, workload.max_context))
@@ -187,6 +195,9 @@ def _fitting_plan(
         gpu_memory_bytes=options.gpu_memory_bytes,
         host_memory_bytes=options.host_memory_bytes,
         recompute_fraction=options.recompute_fraction,
+        paths=paths,
+        stream_weights=False,
+        prefill_rows=workload.rows,
     )
     if not plan.feasible:
         budget = options.gpu_memory_bytes or math.inf

@@ -60,14 +60,18 @@ def head_weight_bytes(shape: ModelShape) -> int:
 def model_weight_count(shape: ModelShape) -> int:
     """Return the matrix elements of all layers, the embedding, and the head if it is its own."""
     vocabulary = shape.vocab_size * shape.embedding_width
-    return shape.num_layers * layer_weight_count(shape) + vocabulary * (
-        1 if shape.tied_embeddings else 2
-    )
+    layers = sum(layer_weight_count(layer) for layer in shape.layers)
+    return layers + vocabulary * (1 if shape.tied_embeddings else 2)
 
 
 def model_weight_bytes(shape: ModelShape) -> int:
     """Return the bytes of ``model_weight_count``."""
     return shape.dtype_bytes * model_weight_count(shape)
+
+
+def all_layers_weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of all layers' matrices, without embedding and head."""
+    return sum(layer_weight_bytes(layer) for layer in shape.layers)
 
 
 def layer_dense_flops(shape: ModelShape, tokens: int) -> int:

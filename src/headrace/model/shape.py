@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes an element, by the name that torch and Hugging Face configurations use."""
@@ -11,6 +12,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 @dataclass(frozen=True)
 class ModelShape:
     """Widths of a decoder-only transformer.
+
+    Raises:
+        ValueError: ``kv_widths`` has not one entry for each layer.
 
     Attributes:
         name: how people call it.
@@ -28,6 +32,8 @@ class ModelShape:
         windowed_layers: number of layers that attend only to their window.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         d_embed: width of the embedding where it is not ``d_model``, or None (OPT-350M projects).
+        kv_widths: key/value heads and width of a head for each layer, where they differ between
+            layers; empty where all are ``num_kv_heads`` × ``head_dim``.
     """
 
     name: str
@@ -45,6 +51,11 @@ class ModelShape:
     windowed_layers: int = 0
     dtype: str = "bfloat16"
     d_embed: int | None = None
+    kv_widths: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kv_widths and len(self.kv_widths) != self.num_layers:
+            raise ValueError(f"{len(self.kv_widths)} widths of K/V for {self.num_layers} layers")
 
     @property
     def d_kv(self) -> int:
@@ -65,3 +76,60 @@ class ModelShape:
     def full_layers(self) -> int:
         """Layers that attend to the whole context; only these have a cache on the host."""
         return self.num_layers - self.windowed_layers
+
+    @cached_property
+    def windowed_indices(self) -> frozenset[int]:
+        """Which layers are taken to be windowed: as many as there are, spread evenly."""
+        count, layers = self.windowed_layers, self.num_layers
+        return frozenset(
+            layer
+            for layer in range(layers)
+            if (layer + 1) * count // layers > layer * count // layers
+        )
+
+    @cached_property
+    def layers(self) -> tuple[ModelShape, ...]:
+        """The shape of each layer by itself: this one, with the layer's own widths of K/V."""
+        if not self.kv_widths:
+            return (self,) * self.num_layers
+        made = {
+            widths: replace(self, num_kv_heads=widths[0], head_dim=widths[1], kv_widths=())
+            for widths in self.kv_widths
+        }
+        return tuple(made[widths] for widths in self.kv_widths)
+
+    @cached_property
+    def all_groups(self) -> tuple[LayerGroup, ...]:
+        """The layers, grouped by their widths of K/V and by whether they are windowed."""
+        counts: dict[tuple[ModelShape, bool], int] = {}
+        for index, layer in enumerate(self.layers):
+            kind = layer, index in self.windowed_indices
+            counts[kind] = counts.get(kind, 0) + 1
+        return tuple(
+            LayerGroup(layer, count, windowed) for (layer, windowed), count in counts.items()
+        )
+
+    @cached_property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """Those groups that attend to the whole context, and so have a cache on the host."""
+        return tuple(group for group in self.all_groups if not group.windowed)
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers whose cache is alike.
+
+    Attributes:
+        shape: a shape with the widths of these layers.
+        layers: how many they are.
+        windowed: whether they attend to a window only.
+    """
+
+    shape: ModelShape
+    layers: int
+    windowed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Key/value heads and width of a head, such as ``8x128``."""
+        return f"{self.shape.num_kv_heads}x{self.shape.head_dim}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import (
     activation_bytes_per_token,
@@ -15,17 +18,10 @@ from headrace.model.cost import (
 )
 from headrace.model.shape import ModelShape
 from headrace.plan.geometry import Geometry
+from headrace.plan.granules import GranuleSpec, layer_granules, order_granules, path_pages
 from headrace.plan.operations import Kind, Program
 from headrace.plan.policies import LayerTimes, Policy, Split
-from headrace.plan.schedule import build_program, layer_granules, order_granules
-
-
-def windowed_indices(shape: ModelShape) -> frozenset[int]:
-    """Return which layers are taken to be windowed: as many as there are, spread evenly."""
-    count, layers = shape.windowed_layers, shape.num_layers
-    return frozenset(
-        layer for layer in range(layers) if (layer + 1) * count // layers > layer * count // layers
-    )
+from headrace.plan.schedule import BatchWork, StepOrder, build_step
 
 
 def layer_times(
@@ -72,42 +68,68 @@ def layer_times(
     )
 
 
+@dataclass(frozen=True)
+class DecodeWork:
+    """A decode step of equal rows, in whole pages.
+
+    Attributes:
+        shape: the model.
+        rows: rows of each batch.
+        context: cached tokens of a row.
+        split: how those in pages are divided over the paths.
+        geometry: how the cache is cut.
+    """
+
+    shape: ModelShape
+    rows: tuple[int, ...]
+    context: int
+    split: Split
+    geometry: Geometry
+
+
 def decode_program(
     shape: ModelShape, rows: int, context: int, split: Split, geometry: Geometry, policy: Policy
 ) -> Program:
+    """Return the program of a decode step over one batch, whose weights are on the device.
+
+    See ``step_program``.
+    """
+    work = DecodeWork(shape, (rows,), context, split, geometry)
+    return step_program(work, StepOrder(policy, geometry.ring_slots))
+
+
+def step_program(work: DecodeWork, order: StepOrder) -> Program:
     """Return the program of a decode step over equal rows.
 
     Where all is resident, ``ATTEND_NEW`` attends to it all, and there are no granules. Blocks go to
     the host once they are full; here each step stores its share of them.
-
-    Args:
-        shape: the model.
-        rows: sequences in the batch.
-        context: cached tokens of a row.
-        split: how those in pages are divided over the paths.
-        geometry: how the cache is cut.
-        policy: the order of the granules, and the look-ahead.
     """
+    batches = [_batch_work(work, rows, order.policy) for rows in work.rows]
+    return build_step(work.shape, batches, 1, order)
+
+
+def _batch_work(work: DecodeWork, rows: int, policy: Policy) -> BatchWork:
+    shape, geometry, context, split = work.shape, work.geometry, work.context, work.split
     staged = split.resident < 1
-    granules = layer_granules(split, geometry, rows, context, shape) if staged else []
-    granules = order_granules(granules, policy)
-    on_device = context - geometry.paged_tokens(context) if staged else context
-    windowed = windowed_indices(shape)
-    layers = range(shape.num_layers)
-    store = ((Kind.STORE_KV, rows * kv_bytes_per_token(shape)),) if staged else ()
+    paged = geometry.paged_tokens(context)
+    on_device = context - paged if staged else context
     window = _window(shape, context)
-    return build_program(
-        shape,
-        [() if layer in windowed else granules for layer in layers],
-        rows,
-        1,
-        geometry.ring_slots,
-        policy,
-        [() if layer in windowed else store for layer in layers],
-        device_tokens=[
-            rows * (1 + (window if layer in windowed else on_device)) for layer in layers
-        ],
-    )
+    hosted = path_pages(split, rows, paged // geometry.block_tokens).host if staged else 0
+    granules: dict[ModelShape, list[GranuleSpec]] = {}
+    for group in shape.groups if staged else ():
+        found = layer_granules(split, geometry, rows, context, group.shape)
+        granules[group.shape] = order_granules(found, policy)
+    by_layer: list[Sequence[GranuleSpec]] = []
+    stores: list[Sequence[tuple[Kind, int]]] = []
+    device_tokens, host_tokens = [], []
+    for index, layer in enumerate(shape.layers):
+        windowed = index in shape.windowed_indices
+        by_layer.append(() if windowed else granules.get(layer, ()))
+        store = staged and not windowed
+        stores.append(((Kind.STORE_KV, rows * kv_bytes_per_token(layer)),) if store else ())
+        device_tokens.append(rows * (1 + (window if windowed else on_device)))
+        host_tokens.append(0 if windowed else hosted * geometry.block_tokens)
+    return BatchWork(rows, by_layer, stores, device_tokens, host_tokens if hosted else ())
 
 
 def _window(shape: ModelShape, context: int) -> int:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import activation_ratio
 from headrace.model.shape import ModelShape
 from headrace.plan.outcome import Plan
 from headrace.plan.policies import Policy
 from headrace.units import format_bytes, format_seconds
 
-_NAMES = {"link": "link to the device", "store": "link to the host", "gpu": "device"}
+_NAMES = {
+    "link": "link to the device",
+    "store": "link to the host",
+    "gpu": "device",
+    "host": "host's cores, after the dense work that they wait for,",
+    "dram": "host memory, which link and cores share,",
+}
 _ABOUT_EQUAL = 0.95
 _NEAR_BOUND = 1.05
 
@@ -40,7 +47,7 @@ def shortfalls(
     return lines
 
 
-def explain(shape: ModelShape, plan: Plan) -> list[str]:
+def explain(shape: ModelShape, plan: Plan, profile: HardwareProfile) -> list[str]:
     """Return what bounds the plan's step and why, in lines of plain English."""
     lines = [_bottleneck(plan)]
     if plan.step_s > _NEAR_BOUND * plan.bound_s:

@@ -66,12 +66,12 @@ class Geometry:
     def workspace_bytes(self, shape: ModelShape) -> int:
         """Return the bytes of K/V that are rebuilt from the largest granule of X."""
         pages = self.pages_per_granule(activation_bytes_per_token(shape))
-        return pages * self.block_tokens * kv_bytes_per_token(shape)
+        return pages * self.block_tokens * kv_bytes_per_token(_widest(shape))
 
     def tail_bytes(self, shape: ModelShape, rows: int) -> int:
         """Return the bytes of the newest tokens' K/V, up to a block a row, in all layers."""
-        tokens = rows * self.block_tokens
-        return tokens * kv_bytes_per_token(shape) * shape.full_layers
+        layers = sum(group.layers * kv_bytes_per_token(group.shape) for group in shape.groups)
+        return rows * self.block_tokens * layers
 
     def paged_tokens(self, context: int) -> int:
         """Return the tokens of a row that are in pages: all whole blocks.
@@ -109,9 +109,7 @@ def choose_geometry(
         policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
     """
     layer_bytes = rows * context * _link_bytes_per_token(shape, split)
-    block_tokens = USUAL_BLOCK_TOKENS
-    while block_tokens > SMALLEST_BLOCK_TOKENS and block_tokens > LARGEST_TAIL_SHARE * context:
-        block_tokens //= 2
+    block_tokens = usual_block_tokens(context)
     if policy is Policy.KVPR:
         wanted, most = layer_bytes / GRANULES_PER_SERIAL_LAYER, layer_bytes / 4
     else:
@@ -146,6 +144,14 @@ def choose_geometry(
     return chosen
 
 
+def usual_block_tokens(context: int) -> int:
+    """Return the tokens of a page where memory does not ask for smaller ones."""
+    block_tokens = USUAL_BLOCK_TOKENS
+    while block_tokens > SMALLEST_BLOCK_TOKENS and block_tokens > LARGEST_TAIL_SHARE * context:
+        block_tokens //= 2
+    return block_tokens
+
+
 def granule_sizes(pages: int, most: int) -> list[int]:
     """Divide pages over as few granules of at most ``most`` pages as there can be, evenly."""
     if pages <= 0:
@@ -168,11 +174,15 @@ def _x_granules(
 
 def _link_bytes_per_token(shape: ModelShape, split: Split) -> float:
     """Return κt + χx: the bytes that the link brings for each cached token of a layer."""
-    kv_bytes = kv_bytes_per_token(shape) * split.stream
+    kv_bytes = kv_bytes_per_token(_widest(shape)) * split.stream
     return kv_bytes + activation_bytes_per_token(shape) * split.recompute
 
 
 def _largest_bytes_per_token(shape: ModelShape, split: Split) -> int:
-    if split.recompute > 0:
-        return max(kv_bytes_per_token(shape), activation_bytes_per_token(shape))
-    return kv_bytes_per_token(shape)
+    kv_bytes = kv_bytes_per_token(_widest(shape))
+    return max(kv_bytes, activation_bytes_per_token(shape)) if split.recompute > 0 else kv_bytes
+
+
+def _widest(shape: ModelShape) -> ModelShape:
+    """Return the layer whose K/V are widest, for slots must hold those."""
+    return max((group.shape for group in shape.groups), key=kv_bytes_per_token, default=shape)

@@ -37,7 +37,7 @@ def layer_granules(
 ) -> list[GranuleSpec]:
     """Return the granules of one full layer, for planning: resident, then X, then K/V.
 
-    The tail (less than a block of each row) is left out: it is on the device anyway. Where all
+    What the host attends to is no granule: nothing of it is staged. The tail (less than a block of each row) is left out: it is on the device anyway. Where all
     tokens are resident there is no tail, and one granule is the whole.
 
     Args:
@@ -53,22 +53,55 @@ def layer_granules(
         pages = -(-context // geometry.block_tokens)
         return [GranuleSpec("resident", rows * pages, rows * context, 0)]
     block = geometry.block_tokens
-    pages = geometry.paged_tokens(context) // block
-    rebuilt = round(split.recompute * pages)
-    resident = min(pages - rebuilt, round(split.resident * pages))
-    streamed = pages - rebuilt - resident
+    counts = path_pages(split, rows, geometry.paged_tokens(context) // block)
     kinds: tuple[tuple[GranuleKind, int, int], ...] = (
-        ("activations", rebuilt, activation_bytes_per_token(shape)),
-        ("kv", streamed, kv_bytes_per_token(shape)),
+        ("activations", counts.recompute, activation_bytes_per_token(shape)),
+        ("kv", counts.stream, kv_bytes_per_token(shape)),
     )
-    granules = [GranuleSpec("resident", rows * resident, rows * resident * block, 0)]
-    for kind, row_pages, token_bytes in kinds:
+    granules = [GranuleSpec("resident", counts.resident, counts.resident * block, 0)]
+    for kind, pages, token_bytes in kinds:
         most = geometry.pages_per_granule(token_bytes)
         granules += [
             GranuleSpec(kind, size, size * block, size * block * token_bytes)
-            for size in granule_sizes(rows * row_pages, most)
+            for size in granule_sizes(pages, most)
         ]
-    return granules if resident else granules[1:]
+    return granules if counts.resident else granules[1:]
+
+
+@dataclass(frozen=True)
+class PathPages:
+    """Pages of one layer on each path, over all rows."""
+
+    resident: int
+    stream: int
+    recompute: int
+    host: int
+
+
+def path_pages(split: Split, rows: int, pages: int) -> PathPages:
+    """Divide the pages of equal rows over the paths, in whole pages.
+
+    They are any rows': rows differ by a page, so that together they have the shares. Nothing is
+    rounded up onto the device: what is left over is streamed.
+
+    Args:
+        split: how they are divided.
+        rows: sequences.
+        pages: pages of each row.
+    """
+    total = rows * pages
+    recompute = round(split.recompute * total)
+    resident = min(total - recompute, int(split.resident * total + 1e-6))
+    host = min(total - recompute - resident, round(split.host * total))
+    if split.stream == 0 and split.host > 0:
+        host = total - recompute - resident
+    elif split.stream == split.host == 0:
+        # What rounding leaves over can only be where the split has something.
+        if split.resident == 0:
+            recompute = total
+        elif recompute + resident < total and split.recompute > 0:
+            recompute = total - resident
+    return PathPages(resident, total - recompute - resident - host, recompute, host)
 
 
 def order_granules(specs: Sequence[GranuleSpec], policy: Policy) -> list[GranuleSpec]:

@@ -1,69 +1,163 @@
-"""What a plan keeps in device and host memory, item by item."""
+"""What a plan keeps in device and host memory, item by item.
+
+Everything is counted: weights and the slots that streamed ones go through, K/V, staging, tails,
+logits, and what the forward pass itself needs at its peak, in decoding or in the prefill.
+"""
 
 from __future__ import annotations
 
 from headrace.model.cost import (
     activation_bytes_per_token,
+    all_layers_weight_bytes,
     kv_bytes_per_token,
     model_weight_bytes,
 )
 from headrace.model.shape import ModelShape
-from headrace.plan.geometry import Geometry
-from headrace.plan.policies import Split
+from headrace.plan.demands import PARTIAL_BYTES
+from headrace.plan.geometry import Geometry, usual_block_tokens
+from headrace.plan.placement import Placement
+from headrace.plan.program import streamed_device_bytes
 from headrace.plan.workload import Workload
+
+STORE_SLOTS = 3
+"""Buffers through which stores leave the device, each as large as a staging slot."""
 
 _LOGIT_BYTES = 4
 """Logits are sampled from in float32."""
 
 
-def fixed_gpu_items(shape: ModelShape, workload: Workload, admission: Split) -> dict[str, int]:
-    """Return the bytes on the device that do not depend on how the cache is cut.
+def cache_bytes_per_token(shape: ModelShape) -> int:
+    """Return the bytes of a token's K/V in all layers that attend to the whole context."""
+    return sum(group.layers * kv_bytes_per_token(group.shape) for group in shape.groups)
+
+
+def fixed_gpu_items(
+    shape: ModelShape, workload: Workload, weights_streamed: float, prefill_rows: int
+) -> dict[str, int]:
+    """Return the bytes on the device that do not depend on how the cache is cut and divided.
 
     Args:
         shape: the model.
         workload: the batch, whose finished rows count.
-        admission: the split of the prompt's tokens.
+        weights_streamed: share of the layers' weights that is streamed.
+        prefill_rows: rows whose prompts go through the model at once.
     """
-    token_bytes = workload.rows * kv_bytes_per_token(shape)
+    weights = model_weight_bytes(shape)
+    kept = round(weights - weights_streamed * all_layers_weight_bytes(shape))
+    slots = round(
+        weights_streamed * (all_layers_weight_bytes(shape) + streamed_device_bytes(shape))
+    )
     window = min(shape.sliding_window or 0, workload.max_context)
-    all_resident = admission.resident == 1
-    resident = workload.max_context if all_resident else workload.prompt_len * admission.resident
+    windowed = sum(
+        group.layers * kv_bytes_per_token(group.shape)
+        for group in shape.all_groups
+        if group.windowed
+    )
     return {
-        "weights": model_weight_bytes(shape),
+        "weights": kept,
+        "weight_slots": slots,
         "logits": workload.rows * shape.vocab_size * _LOGIT_BYTES,
-        "windowed_kv": token_bytes * window * shape.windowed_layers,
-        "resident_kv": round(token_bytes * resident * shape.full_layers),
+        "windowed_kv": workload.rows * window * windowed,
+        "forward": forward_bytes(shape, workload, prefill_rows),
     }
 
 
+def forward_bytes(shape: ModelShape, workload: Workload, prefill_rows: int) -> int:
+    """Return the peak of what a forward pass allocates: in the prefill, or in a decode step.
+
+    In the prefill it is the feed-forward block's or the attention's intermediate results of all its
+    tokens, whichever is larger; in a decode step, those of its rows and the partial results of
+    attention, one for each page of each row, which exist twice while they are merged.
+    """
+    prefill_tokens = min(prefill_rows, workload.rows) * workload.prompt_len
+    prefill = prefill_tokens * hidden_bytes_per_token(shape)
+    partial = PARTIAL_BYTES * shape.num_heads * (max_head_dim(shape) + 2)
+    pages = -(-workload.max_context // usual_block_tokens(workload.max_context))
+    decode = workload.rows * (hidden_bytes_per_token(shape) + 2 * pages * partial)
+    return max(prefill, decode)
+
+
+def hidden_bytes_per_token(shape: ModelShape) -> int:
+    """Return the bytes of a token's intermediate results in a layer, at their peak.
+
+    The residual and the normed input; and then queries, keys, values and the attention's output, or
+    the feed-forward block's inner results.
+    """
+    width = shape.num_heads * max_head_dim(shape)
+    d_kv = max(layer.d_kv for layer in shape.layers)
+    attention = 2 * width + 2 * d_kv
+    feed_forward = (3 if shape.gated_ff else 2) * shape.d_ff
+    return shape.dtype_bytes * (2 * shape.d_model + max(attention, feed_forward))
+
+
+def max_head_dim(shape: ModelShape) -> int:
+    """Return the width of the widest head."""
+    return max(layer.head_dim for layer in shape.layers)
+
+
 def gpu_items(
-    shape: ModelShape, workload: Workload, admission: Split, geometry: Geometry
+    shape: ModelShape,
+    workload: Workload,
+    placement: Placement,
+    geometry: Geometry,
+    weights_streamed: float = 0.0,
+    prefill_rows: int | None = None,
 ) -> dict[str, int]:
-    """Return the bytes on the device by item: weights, staging, workspace, tail, K/V, logits."""
-    items = fixed_gpu_items(shape, workload, admission)
-    staged = admission.resident < 1
-    rebuilt = admission.recompute > 0
+    """Return the bytes on the device by item, at the end of the generation.
+
+    Args:
+        shape: the model.
+        workload: the batch.
+        placement: where cached tokens are kept.
+        geometry: how the cache is cut.
+        weights_streamed: share of the layers' weights that is streamed.
+        prefill_rows: rows whose prompts go through the model at once; None: all.
+    """
+    rows = workload.rows
+    items = fixed_gpu_items(
+        shape, workload, weights_streamed, rows if prefill_rows is None else prefill_rows
+    )
+    block = geometry.block_tokens
+    token_bytes = cache_bytes_per_token(shape)
+    staged = not placement.all_resident
+    if placement.resident_pages is None:
+        on_host = round(placement.recompute * workload.prompt_len)
+        pages = rows * -(-(workload.max_context - on_host) // block)
+    else:
+        pages = min(placement.resident_pages, rows * -(-workload.max_context // block))
+    if placement.all_resident:
+        items["resident_kv"] = rows * workload.max_context * token_bytes
+    else:
+        items["resident_kv"] = pages * block * token_bytes
     items["staging"] = geometry.ring_bytes if staged else 0
-    items["rebuild_workspace"] = geometry.workspace_bytes(shape) if rebuilt else 0
-    items["tail"] = geometry.tail_bytes(shape, workload.rows) if staged else 0
+    items["store_ring"] = STORE_SLOTS * geometry.granule_bytes if staged else 0
+    items["rebuild_workspace"] = geometry.workspace_bytes(shape) if placement.recompute else 0
+    items["tail"] = geometry.tail_bytes(shape, rows) if staged else 0
     return items
 
 
 def host_items(
-    shape: ModelShape, workload: Workload, admission: Split, geometry: Geometry
+    shape: ModelShape,
+    workload: Workload,
+    placement: Placement,
+    geometry: Geometry,
+    weights_streamed: float = 0.0,
 ) -> dict[str, int]:
-    """Return the bytes on the host by item, ``activations`` and ``kv``, in whole pages.
+    """Return the bytes on the host by item: ``activations``, ``kv`` and ``weights``.
 
-    X is kept instead of K/V for the tokens that are rebuilt.
+    The cache is counted at the end of the generation, in whole pages. X is kept instead of K/V for
+    the tokens that are rebuilt.
     """
-    block = geometry.block_tokens
-    rebuilt = -(-round(admission.recompute * workload.prompt_len) // block) * block
-    on_device = round(admission.resident * workload.prompt_len)
-    kv = -(-max(0, workload.max_context - on_device - rebuilt) // block) * block
-    if admission.resident == 1:
-        kv = 0
-    layers = workload.rows * shape.full_layers
+    weights = round(weights_streamed * all_layers_weight_bytes(shape))
+    if placement.all_resident:
+        return {"activations": 0, "kv": 0, "weights": weights}
+    block, rows = geometry.block_tokens, workload.rows
+    rebuilt = -(-round(placement.recompute * workload.prompt_len) // block) * block
+    kv = rows * (-(-max(0, workload.max_context - rebuilt) // block))
+    kv = 0 if placement.resident_pages is None else max(0, kv - placement.resident_pages)
+    x_bytes = sum(group.layers * activation_bytes_per_token(group.shape) for group in shape.groups)
     return {
-        "activations": rebuilt * layers * activation_bytes_per_token(shape),
-        "kv": kv * layers * kv_bytes_per_token(shape),
+        "activations": rows * rebuilt * x_bytes,
+        "kv": kv * block * cache_bytes_per_token(shape),
+        "weights": weights,
     }

@@ -15,10 +15,15 @@ from functools import cached_property
 
 from headrace.timeline import Lane
 
+WEIGHT_SLOTS = 2
+"""Buffers on the device through which streamed layers go."""
+
 
 class Kind(StrEnum):
     """What an operation does."""
 
+    LOAD_WEIGHTS = "load_weights"
+    """Bring a layer's weights, or the streamed share of them, into a slot."""
     LOAD_ACTIVATIONS = "load_activations"
     """Bring X of a granule into a staging slot."""
     LOAD_KV = "load_kv"
@@ -31,6 +36,8 @@ class Kind(StrEnum):
     """Attend to a granule: staged, rebuilt, or resident on the device."""
     ATTEND_NEW = "attend_new"
     """Attend to what is on the device anyway: the tail of newest tokens, and the step's own."""
+    HOST_ATTEND = "host_attend"
+    """The host's cores attend to K/V where it lies; queries go down and results come up."""
     MERGE = "merge"
     """Merge the partial results by their log-sum-exp."""
     STORE_KV = "store_kv"
@@ -49,13 +56,18 @@ class Operation:
         lane: where it is done.
         layer: decoder layer, from 0; the number of layers stands for the head after the last one.
         granule: number of the granule in its layer's list, or -1.
-        link_bytes: bytes that cross the link (loads and stores).
-        memory_bytes: bytes of device memory that are read and written (compute).
+        link_bytes: bytes that cross the link (loads and stores; queries and results of the host).
+        memory_bytes: bytes of memory that are read and written: the device's, or, for
+            ``HOST_ATTEND``, the host's.
         flops: floating-point operations (compute).
         tokens: cached tokens, summed over rows, that the operation concerns.
         load_number: for a load, its number among the loads of the step, from 0; for a rebuild or
             an attend that reads a staging slot, the number of the load that filled the slot; else
             -1. A ring of S slots puts load n of a step into slot (base + n) mod S.
+        weights_number: number, from 0, among the step's loads of weights; for a load, its own; for
+            the last operation that needs those weights, theirs; else -1. They go through
+            ``Program.weight_slots`` slots as the loads of the cache go through the ring's.
+        fixed_s: seconds that it takes besides, such as for exchanging results between devices.
         waits_for: indices of operations of this program that must have finished. That a load may
             only refill a slot when the last reader of load ``n - S`` has finished is a property of
             the ring, and not listed here: who runs the program adds it.
@@ -71,6 +83,8 @@ class Operation:
     flops: int = 0
     tokens: int = 0
     load_number: int = -1
+    weights_number: int = -1
+    fixed_s: float = 0.0
     waits_for: tuple[int, ...] = ()
 
 
@@ -82,6 +96,7 @@ class Program:
         operations: all operations; ``operations[i].index == i``.
         num_layers: decoder layers; layer ``num_layers`` is the head.
         ring_slots: staging slots that the loads go through, round and round.
+        weight_slots: slots that streamed weights go through.
         lookahead: whether loads of the next step may start before this step has ended, and loads of
             a layer before the layer above is done (the paper's schedule, ``kvpr``, has neither).
     """
@@ -90,6 +105,7 @@ class Program:
     num_layers: int
     ring_slots: int
     lookahead: bool = True
+    weight_slots: int = WEIGHT_SLOTS
 
     @cached_property
     def loads(self) -> tuple[Operation, ...]:

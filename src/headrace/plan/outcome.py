@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from headrace.plan.demands import Schedule
 from headrace.plan.geometry import Geometry
+from headrace.plan.placement import Placement
 from headrace.plan.policies import Policy, Split
+from headrace.plan.program import Optimum
 from headrace.plan.workload import Workload
 
 
@@ -22,17 +25,22 @@ class Plan:
         origin: what the figures rest on, in words: they are predicted, from rates of some origin.
         workload: the batch.
         policy: the policy; never ``auto``.
-        schedule: ``row``: one batch goes through all layers before the next.
+        schedule: the order of a step's operations, where the rows are worked on in batches.
         split: how the cached tokens in pages are divided in the middle of the decoding.
         admission: how those of the prompt are divided when a row is admitted; newer ones are K/V.
+        placement: where cached tokens are kept.
         geometry: how the cache is cut.
+        weights_streamed: share of the layers' weights that is streamed in every step.
+        prefill_rows: rows whose prompts go through the model at once.
         granule_pages: pages of K/V in a granule.
         gpu_items: bytes on the device, by item.
         host_items: bytes on the host, by item.
         step_s: simulated duration of a decode step at mean context.
         bound_s: the least that the rates allow for the same work.
         stream_step_s: ``step_s`` of the policy ``stream`` for the same workload.
-        work_s: seconds for which a step needs each resource: ``link``, ``store``, ``gpu``.
+        work_s: seconds for which a step needs each resource (``demands.Resource``).
+        optimum: the linear program's solution, before it was rounded to whole pages.
+        solve_s: seconds that deciding took, of which the solver is a part.
         feasible: whether it fits the memory and the model's context.
         reasons: what bounds it, what is gained, and what does not fit, in plain English.
     """
@@ -43,10 +51,13 @@ class Plan:
     origin: str
     workload: Workload
     policy: Policy
-    schedule: str
+    schedule: Schedule
     split: Split
     admission: Split
+    placement: Placement
     geometry: Geometry
+    weights_streamed: float
+    prefill_rows: int
     granule_pages: int
     gpu_items: Mapping[str, int]
     host_items: Mapping[str, int]
@@ -54,6 +65,8 @@ class Plan:
     bound_s: float
     stream_step_s: float
     work_s: Mapping[str, float]
+    optimum: Optimum
+    solve_s: float
     feasible: bool
     reasons: tuple[str, ...]
 
@@ -74,7 +87,7 @@ class Plan:
 
     @property
     def binding(self) -> str:
-        """The resource with most work in a step: ``link``, ``store`` or ``gpu``."""
+        """The resource with most work in a step (``demands.Resource``)."""
         return max(self.work_s, key=lambda resource: self.work_s[resource])
 
     @property
@@ -88,7 +101,7 @@ class Plan:
         return {
             "feasible": self.feasible,
             "policy": self.policy.value,
-            "schedule": self.schedule,
+            "schedule": self.schedule.value,
             "split": asdict(self.split),
             "step_s": self.step_s,
             "bound_s": self.bound_s,
@@ -103,11 +116,20 @@ class Plan:
             "origin": self.origin,
             "workload": asdict(self.workload),
             "admission_split": asdict(self.admission),
+            "placement": asdict(self.placement),
+            "weights_streamed": self.weights_streamed,
+            "prefill_rows": self.prefill_rows,
             **geometry,
             "granule_pages": self.granule_pages,
             "gpu_items": dict(self.gpu_items),
             "host_items": dict(self.host_items),
             "stream_step_s": self.stream_step_s,
             "work_s": dict(self.work_s),
+            "optimum_s": self.optimum.step_s,
+            "elasticity": {rate.value: share for rate, share in self.optimum.elasticity.items()},
+            "shadow_prices": {
+                row: price for row, price in self.optimum.prices.items() if abs(price) > 1e-9
+            },
+            "solve_s": self.solve_s,
             "reasons": list(self.reasons),
         }

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from headrace.errors import ConfigurationError
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import kv_bytes_per_token
 from headrace.model.shape import ModelShape
-from headrace.plan.decode import decode_program, layer_times
+from headrace.plan.decide_rows import best_rows
+from headrace.plan.decision import Decider, Decision
+from headrace.plan.decode import DecodeWork, step_program
+from headrace.plan.demands import PATHS, Schedule
 from headrace.plan.explain import explain, shortfalls
-from headrace.plan.geometry import Geometry, choose_geometry
-from headrace.plan.memory import fixed_gpu_items, gpu_items, host_items
+from headrace.plan.operations import Program
+from headrace.plan.options import Objective, PlanOptions
 from headrace.plan.outcome import Plan
-from headrace.plan.policies import (
-    Policy,
-    Split,
-    best_fraction,
-    recompute_split,
-    resident_split,
-    stream_split,
-)
-from headrace.plan.simulate import bound_s, simulate, steady_step_s, work_s
+from headrace.plan.policies import Policy, Split
+from headrace.plan.schedule import StepOrder
+from headrace.plan.simulate import bound_s, predicted_step_s, work_s
 from headrace.plan.workload import Workload
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "Planner", "make_plan", "plan_program"]
 
-_AUTOMATIC = (Policy.RESIDENT, Policy.STREAM, Policy.RECOMPUTE, Policy.KVPR)
+_SINGLE = (Policy.RESIDENT, Policy.STREAM, Policy.RECOMPUTE, Policy.KVPR, Policy.HOST)
 _SIMULATED_STEPS = 4
-_MANY_OPERATIONS = 20_000
+_MANY_OPERATIONS = 5_000
 """Of so large a program two steps are simulated: the second is as good as steady."""
+
+_HARDLY_FASTER = 0.995
+"""A mixture is chosen over a pure path only where it is faster by more than this."""
 
 
 def make_plan(
@@ -39,9 +41,14 @@ def make_plan(
     profile: HardwareProfile,
     *,
     policy: Policy | str = Policy.AUTO,
+    objective: Objective | str = Objective.LATENCY,
     gpu_memory_bytes: float | None = None,
     host_memory_bytes: float | None = None,
     recompute_fraction: float | None = None,
+    paths: Sequence[str] = PATHS,
+    stream_weights: bool = True,
+    schedule: Schedule | str | None = None,
+    prefill_rows: int | None = None,
 ) -> Plan:
     """Plan a workload on a machine.
 
@@ -50,102 +57,163 @@ def make_plan(
 
     Args:
         shape: the model.
-        workload: the batch.
+        workload: the batch; with the objective ``throughput`` its rows are the most there may be.
         profile: the machine.
         policy: how to choose the split.
+        objective: ``latency`` or ``throughput``.
         gpu_memory_bytes: device memory to use, at most the machine's; None: all of it.
         host_memory_bytes: host memory to use, at most the machine's; None: all of it.
         recompute_fraction: share of each prompt's tokens to keep as X, from 0 to 1, instead of the
             planned one; for ``recompute`` (which ``auto`` then means) and ``kvpr``.
+        paths: paths that may be taken.
+        stream_weights: whether weights may be streamed.
+        schedule: ``row`` or ``column``; None: the faster, where the workload has batches.
+        prefill_rows: rows whose prompts go through the model at once; None: chosen.
 
     Raises:
-        ConfigurationError: the policy is unknown or not available, or the fraction is not allowed.
+        ConfigurationError: a setting is not allowed, or two do not go together.
         ProfileError: the machine has no GEMM rate for the model's dtype.
     """
-    chosen = _checked_policy(policy, recompute_fraction)
-    planner = _Planner(
-        shape,
-        workload,
-        profile,
-        _least(gpu_memory_bytes, profile.device_memory_bytes),
-        _least(host_memory_bytes, profile.host_memory_bytes),
-        recompute_fraction,
+    options = PlanOptions.checked(
+        policy=policy,
+        objective=objective,
+        gpu_memory_bytes=gpu_memory_bytes,
+        host_memory_bytes=host_memory_bytes,
+        recompute_fraction=recompute_fraction,
+        paths=paths,
+        stream_weights=stream_weights,
+        schedule=schedule,
+        prefill_rows=prefill_rows,
     )
-    if chosen is not Policy.AUTO:
-        return planner.plan(chosen)
-    plans = [planner.plan(candidate) for candidate in _AUTOMATIC]
-    fitting = [plan for plan in plans if plan.feasible]
-    return min(fitting, key=lambda plan: plan.step_s) if fitting else min(plans, key=planner.lack)
-
-
-def _checked_policy(policy: Policy | str, recompute_fraction: float | None) -> Policy:
-    """Return the policy, ``recompute`` for an ``auto`` with a fraction; refuse what cannot be."""
-    names = ", ".join(Policy)
-    try:
-        chosen = Policy(policy)
-    except ValueError:
-        raise ConfigurationError(f"policy is {policy!r}; allowed are {names}") from None
-    if chosen is Policy.HOST:
-        raise ConfigurationError(
-            "policy is 'host', which is not available yet; "
-            f"allowed are {names.replace('host, ', '')}; change policy"
-        )
-    if recompute_fraction is None:
-        return chosen
-    if not 0 <= recompute_fraction <= 1:
-        raise ConfigurationError(
-            f"recompute_fraction is {recompute_fraction}; allowed are fractions from 0 to 1"
-        )
-    if chosen is Policy.AUTO:
-        return Policy.RECOMPUTE
-    if chosen not in (Policy.RECOMPUTE, Policy.KVPR) and recompute_fraction > 0:
-        raise ConfigurationError(
-            f"recompute_fraction is {recompute_fraction}, but policy {chosen.value!r} rebuilds "
-            "nothing; change policy to 'recompute' or 'kvpr', or leave recompute_fraction out"
-        )
-    return chosen
-
-
-def _least(allowed: float | None, available: float) -> float:
-    return available if allowed is None else min(allowed, available)
+    return Planner(shape, workload, profile, options).plan()
 
 
 @dataclass(frozen=True)
-class _Planner:
-    """Plans of one workload on one machine, under any policy."""
+class Planner:
+    """Plans of one workload on one machine, under any policy.
+
+    Attributes:
+        shape: the model.
+        workload: the batch.
+        profile: the machine.
+        options: how to plan.
+    """
 
     shape: ModelShape
     workload: Workload
     profile: HardwareProfile
-    gpu_budget_bytes: float
-    host_budget_bytes: float
-    recompute_fraction: float | None
+    options: PlanOptions = field(default_factory=PlanOptions)
 
-    def plan(self, policy: Policy) -> Plan:
-        """Return the plan under one policy."""
-        plan = self._stream_plan if policy is Policy.STREAM else self._predicted(policy)
-        plan = replace(plan, stream_step_s=self._stream_plan.step_s)
-        lacking = shortfalls(self.shape, plan, self.gpu_budget_bytes, self.host_budget_bytes)
-        return replace(plan, feasible=not lacking, reasons=(*lacking, *explain(self.shape, plan)))
+    @cached_property
+    def decider(self) -> Decider:
+        """What decides for this workload."""
+        return Decider(self.shape, self.workload, self.profile, self.options)
+
+    def plan(self) -> Plan:
+        """Return the plan for the policy and the objective that are asked for."""
+        if self.options.objective is Objective.THROUGHPUT:
+            rows = best_rows(self.decider, self.options.policy)
+            if rows != self.workload.rows:
+                batches = min(rows, self.workload.batches)
+                fewer = replace(self.workload, rows=rows, batches=batches)
+                return replace(self, workload=fewer).of(self.options.policy)
+        return self.of(self.options.policy)
+
+    def of(self, policy: Policy) -> Plan:
+        """Return the plan under one policy, for just the workload's rows."""
+        if policy is not Policy.AUTO:
+            return self._judged(self._fastest(self._candidates(policy)))
+        plans = list(self._candidates(Policy.AUTO))
+        for single in self.available():
+            plans += self._candidates(single, self._fastest(plans))
+        return self._judged(self._fastest(plans))
+
+    def available(self) -> tuple[Policy, ...]:
+        """Return the policies other than ``auto`` whose paths may be taken."""
+        found = []
+        for policy in _SINGLE:
+            try:
+                PlanOptions.checked(policy=policy, paths=self.options.paths)
+            except ConfigurationError:
+                continue
+            found.append(policy)
+        return tuple(found)
 
     def lack(self, plan: Plan) -> float:
         """Return the bytes that a plan needs beyond the budgets."""
-        return max(0.0, plan.gpu_bytes - self.gpu_budget_bytes) + max(
-            0.0, plan.host_bytes - self.host_budget_bytes
+        return max(0.0, plan.gpu_bytes - self.decider.gpu_budget_bytes) + max(
+            0.0, plan.host_bytes - self.decider.host_budget_bytes
         )
 
-    @cached_property
-    def _stream_plan(self) -> Plan:
-        return self._predicted(Policy.STREAM)
+    def _fastest(self, plans: Iterator[Plan] | Sequence[Plan]) -> Plan:
+        """Return the fastest plan that fits, or the one that lacks least; the first of equals."""
+        plans = list(plans)
+        fitting = [plan for plan in plans if self.lack(plan) <= 0]
+        if not fitting:
+            return min(plans, key=self.lack)
+        best = min(fitting, key=lambda plan: plan.step_s)
+        pure = [plan for plan in fitting if plan.policy is not Policy.AUTO]
+        simplest = min(pure, key=lambda plan: plan.step_s, default=best)
+        return simplest if simplest.step_s * _HARDLY_FASTER <= best.step_s else best
 
-    def _predicted(self, policy: Policy) -> Plan:
+    def _candidates(self, policy: Policy, rival: Plan | None = None) -> Iterator[Plan]:
+        """Yield a policy's plan in each order of operations that may be taken.
+
+        Where a rival fits whose step is shorter than the policy's could be by any simulation, the
+        policy is left out.
+        """
+        orders = [self.options.schedule or Schedule.ROW]
+        if self.workload.batches > 1 and self.options.schedule is None:
+            orders = [Schedule.ROW, Schedule.COLUMN]
+        for order in orders:
+            start_s = time.perf_counter()
+            decision = self.decider.decide(policy, order)
+            hopeless = not decision.fits or (rival and decision.optimum.step_s > rival.step_s)
+            if rival is not None and self.lack(rival) <= 0 and hopeless:
+                continue
+            yield self._predicted(decision, time.perf_counter() - start_s)
+
+    def _judged(self, plan: Plan) -> Plan:
+        """Return a plan with its comparison with ``stream``, its feasibility and its reasons."""
+        plan = replace(plan, stream_step_s=self._stream_step_s(plan))
+        decider = self.decider
+        lacking = shortfalls(
+            self.shape, plan, decider.gpu_budget_bytes, decider.host_budget_bytes
+        )
+        reasons = (*lacking, *explain(self.shape, plan, self.profile))
+        return replace(plan, feasible=not lacking, reasons=reasons)
+
+    def _stream_step_s(self, plan: Plan) -> float:
+        """Return the step time of ``stream``, in the plan's own order of operations."""
+        if plan.policy is Policy.STREAM:
+            return plan.step_s
+        paths = tuple(dict.fromkeys((*self.options.paths, "stream")))
+        options = replace(self.options, paths=paths, recompute_fraction=None)
+        decider = replace(self.decider, options=options)
+        return self._predicted(decider.decide(Policy.STREAM, plan.schedule), 0.0).step_s
+
+    def _predicted(self, decision: Decision, solve_s: float) -> Plan:
         """Return a plan with its figures, without judgement and comparison."""
         shape, workload = self.shape, self.workload
-        context = workload.mean_context
-        admission, split, geometry = self._division(policy)
-        program = decode_program(shape, workload.rows, context, split, geometry, policy)
+        policy = _named_policy(decision)
+        program = step_program(
+            DecodeWork(
+                shape,
+                workload.batch_rows,
+                workload.mean_context,
+                decision.split,
+                decision.geometry,
+            ),
+            StepOrder(
+                policy,
+                decision.geometry.ring_slots,
+                decision.schedule,
+                decision.weights_streamed,
+            ),
+        )
         steps = _SIMULATED_STEPS if len(program.operations) < _MANY_OPERATIONS else 2
-        step_s = steady_step_s(simulate(program, self.profile, shape.dtype, steps))
+        admitted = decision.geometry.paged_tokens(workload.prompt_len)
+        admitted //= decision.geometry.block_tokens
         return Plan(
             model=shape.name,
             dtype=shape.dtype,
@@ -153,64 +221,57 @@ class _Planner:
             origin=f"predicted, from {self.profile.origin.value} rates of {self.profile.name}",
             workload=workload,
             policy=policy,
-            schedule="row",
-            split=split,
-            admission=admission,
-            geometry=geometry,
-            granule_pages=geometry.pages_per_granule(kv_bytes_per_token(shape)),
-            gpu_items=gpu_items(shape, workload, admission, geometry),
-            host_items=host_items(shape, workload, admission, geometry),
-            step_s=step_s,
+            schedule=decision.schedule,
+            split=decision.split,
+            admission=decision.placement.split(workload.rows, admitted, admitted),
+            placement=decision.placement,
+            geometry=decision.geometry,
+            weights_streamed=decision.weights_streamed,
+            prefill_rows=decision.prefill_rows,
+            granule_pages=decision.geometry.pages_per_granule(kv_bytes_per_token(shape)),
+            gpu_items=decision.gpu_items,
+            host_items=decision.host_items,
+            step_s=predicted_step_s(program, self.profile, shape.dtype, steps),
             bound_s=bound_s(program, self.profile, shape.dtype),
-            stream_step_s=step_s,
+            stream_step_s=0.0,
             work_s=work_s(program, self.profile, shape.dtype),
+            optimum=decision.optimum,
+            solve_s=solve_s,
             feasible=True,
             reasons=(),
         )
 
-    def _division(self, policy: Policy) -> tuple[Split, Split, Geometry]:
-        """Return the split at admission, the split at mean context, and how the cache is cut."""
-        admission = resident_split() if policy is Policy.RESIDENT else stream_split()
-        geometry = self._geometry(policy, admission, admission)
-        if policy not in (Policy.RESIDENT, Policy.STREAM):
-            admission = self._rebuilding(policy, geometry)
-            geometry = self._geometry(policy, admission, self._grown(admission, geometry))
-        return admission, self._grown(admission, geometry), geometry
 
-    def _rebuilding(self, policy: Policy, geometry: Geometry) -> Split:
-        """Return the split at admission of a policy that rebuilds.
+def plan_program(plan: Plan, shape: ModelShape, context: int | None = None) -> Program:
+    """Return the program of a plan's decode step at a context (by default the mean one)."""
+    workload, geometry = plan.workload, plan.geometry
+    context = workload.mean_context if context is None else context
+    block = geometry.block_tokens
+    admitted = geometry.paged_tokens(workload.prompt_len) // block
+    split = plan.placement.split(
+        workload.rows, admitted, geometry.paged_tokens(context) // block
+    )
+    return step_program(
+        DecodeWork(shape, workload.batch_rows, context, split, geometry),
+        StepOrder(plan.policy, geometry.ring_slots, plan.schedule, plan.weights_streamed),
+    )
 
-        The best share to rebuild is that of the mean context. New tokens are K/V, so the prompt's
-        share is larger: it makes up for them as far as it can.
-        """
-        if self.recompute_fraction is not None:
-            return recompute_split(self.recompute_fraction)
-        context = self.workload.mean_context
-        paged, admitted = self._paged(geometry)
-        times = layer_times(self.shape, self.workload.rows, paged, self.profile, context - paged)
-        fraction = best_fraction(policy, times)
-        return recompute_split(min(1.0, fraction * paged / admitted) if admitted else fraction)
 
-    def _grown(self, admission: Split, geometry: Geometry) -> Split:
-        paged, admitted = self._paged(geometry)
-        return admission.grown(admitted, paged)
+def _named_policy(decision: Decision) -> Policy:
+    """Return the policy's name; a solution of ``auto`` that is a pure one gets that one's."""
+    if decision.policy is not Policy.AUTO:
+        return decision.policy
+    used = _used(decision.split)
+    if decision.placement.resident_pages:
+        return Policy.AUTO
+    names: dict[frozenset[str], Policy] = {
+        frozenset(("stream",)): Policy.STREAM,
+        frozenset(("recompute",)): Policy.RECOMPUTE,
+        frozenset(("stream", "recompute")): Policy.RECOMPUTE,
+        frozenset(("host",)): Policy.HOST,
+    }
+    return names.get(used, Policy.AUTO)
 
-    def _paged(self, geometry: Geometry) -> tuple[int, int]:
-        """Return a row's tokens in pages at mean context, and of the prompt."""
-        return (
-            geometry.paged_tokens(self.workload.mean_context),
-            geometry.paged_tokens(self.workload.prompt_len),
-        )
 
-    def _geometry(self, policy: Policy, admission: Split, split: Split) -> Geometry:
-        """Return how the cache is cut, within what the device has left for staging."""
-        fixed = sum(fixed_gpu_items(self.shape, self.workload, admission).values())
-        left = self.gpu_budget_bytes - fixed
-        return choose_geometry(
-            self.shape,
-            self.workload.rows,
-            self.workload.mean_context,
-            split,
-            left if left > 0 else None,
-            policy=policy,
-        )
+def _used(split: Split) -> frozenset[str]:
+    return frozenset(path for path in PATHS if getattr(split, path) > 0)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
 from headrace.hardware.profile import HardwareProfile
+from headrace.plan.demands import Resource
 from headrace.plan.operations import Kind, Operation, Program
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin, Span, Timeline
 
-_LOADS = (Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
+_LOADS = (Kind.LOAD_WEIGHTS, Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
 _STORES = (Kind.STORE_KV, Kind.STORE_ACTIVATIONS)
 
-LINK, STORE, GPU = "link", "store", "gpu"
-"""The resources that a step needs: the link to the device, the link to the host, the device."""
+_OF_LANE = (
+    dict.fromkeys(H2D_LANES, Resource.LINK)
+    | dict.fromkeys(D2H_LANES, Resource.STORE)
+    | {Lane.COMPUTE: Resource.GPU, Lane.HOST_ATTEND: Resource.HOST}
+)
+_RESOURCES = (Resource.LINK, Resource.STORE, Resource.GPU, Resource.HOST)
 
 
 def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> float:
@@ -22,12 +28,16 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
 
     Transfers take bytes / rate. Compute takes max(FLOPs / GEMM rate, bytes / memory rate), where
     the memory rate is that of attention, of dense decode work, or of the device's memory. The GEMM
-    rate of a rebuild is the measured one of rebuilding, where there is one.
+    rate of a rebuild is the measured one of rebuilding, where there is one. The host's attention
+    takes bytes / its rate, and the transfers of queries and results.
     """
     if op.kind in _LOADS:
         return op.link_bytes / profile.h2d_bytes_per_s
     if op.kind in _STORES:
         return op.link_bytes / profile.d2h_bytes_per_s
+    if op.kind is Kind.HOST_ATTEND:
+        slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+        return op.memory_bytes / profile.host_attend_rate + op.link_bytes / slower
     memory_bytes_per_s = profile.device_bytes_per_s
     if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
         memory_bytes_per_s = profile.attend_rate
@@ -35,21 +45,41 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
         memory_bytes_per_s = profile.dense_rate
     is_rebuild = op.kind is Kind.REBUILD
     flops_per_s = profile.rebuild_rate(dtype) if is_rebuild else profile.gemm_rate(dtype)
-    return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s)
+    return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s) + op.fixed_s
 
 
 def work_s(program: Program, profile: HardwareProfile, dtype: str) -> dict[str, float]:
-    """Return the seconds for which one step needs each resource (``link``, ``store``, ``gpu``)."""
-    totals = {LINK: 0.0, STORE: 0.0, GPU: 0.0}
+    """Return the seconds for which one step needs each resource.
+
+    ``link``, ``store`` and ``gpu`` always; and where the host attends, ``host`` (with the dense
+    work that it has to wait for) and ``dram`` (see ``demands.Resource``).
+    """
+    totals = dict.fromkeys((Resource.LINK, Resource.STORE, Resource.GPU, Resource.HOST), 0.0)
+    dense_s = read_bytes = 0.0
     for op in program.operations:
-        totals[_resource(op)] += operation_work_s(op, profile, dtype)
-    return totals
+        seconds = operation_work_s(op, profile, dtype)
+        totals[_OF_LANE[op.lane]] += seconds
+        if op.kind is Kind.DENSE:
+            dense_s += seconds
+        elif op.kind is Kind.HOST_ATTEND:
+            read_bytes += op.memory_bytes
+        elif op.kind in _LOADS:
+            read_bytes += op.link_bytes
+    found = {resource.value: seconds for resource, seconds in totals.items()}
+    if not totals[Resource.HOST]:
+        del found[Resource.HOST.value]
+        return found
+    found[Resource.HOST.value] += dense_s
+    if not math.isinf(profile.dram_rate):
+        unused = 1 - profile.h2d_bytes_per_s / profile.dram_rate
+        found[Resource.DRAM.value] = read_bytes / profile.dram_rate + dense_s * unused
+    return found
 
 
 def bound_s(program: Program, profile: HardwareProfile, dtype: str) -> float:
     """Return the least time of a step in steady state: that of the resource with most work.
 
-    Latencies are left out, and everything is taken to overlap.
+    Latencies are left out, and everything is taken to overlap that can.
     """
     return max(work_s(program, profile, dtype).values())
 
@@ -65,10 +95,12 @@ def simulate(
 ) -> Timeline:
     """Return the predicted timeline of some steps.
 
-    The link to the device, the link to the host and the device each take their operations in
-    program order, one at a time. An operation starts when its resource is free and what it waits
-    for has finished. A load also waits for the last reader of the load that was in its slot, over
-    step boundaries; where the program has no look-ahead it waits for the end of the step before.
+    The link to the device, the link to the host, the device and the host's cores each take their
+    operations in program order, one at a time. An operation starts when its resource is free and
+    what it waits for has finished. A load also waits for the last reader of the load that was in
+    its slot, over step boundaries; where the program has no look-ahead it waits for the end of the
+    step before. While the link and the cores are both busy they share host memory
+    (``HardwareProfile.shared_rates``): each goes on at the rate that is then left to it.
 
     Args:
         program: the program of every step, or one for each step in turn.
@@ -82,7 +114,20 @@ def simulate(
         ValueError: the programs' rings differ, or they wait for each other in a circle.
     """
     programs = [program] if isinstance(program, Program) else list(program)
-    return _Run(programs * steps, profile, dtype, step_gap_s).timeline(label)
+    run = _Run(programs * steps, profile, dtype, step_gap_s)
+    run.go()
+    return Timeline(Origin.PREDICTED, label, run.spans())
+
+
+def predicted_step_s(
+    program: Program, profile: HardwareProfile, dtype: str, steps: int = 4
+) -> float:
+    """Return how long a step of a program takes in steady state: see ``steady_step_s``."""
+    run = _Run([program] * steps, profile, dtype, 0.0)
+    run.go()
+    ends = [0.0, *run.step_ends_s()]
+    durations = [finish - start for start, finish in pairwise(ends)]
+    return statistics.median(durations[1:-1] or durations[-1:])
 
 
 def step_durations_s(timeline: Timeline) -> list[float]:
@@ -105,7 +150,11 @@ def steady_step_s(timeline: Timeline) -> float:
 
 
 class _Run:
-    """The state of one simulation: when each operation finishes, and each resource's queue."""
+    """One simulation: when each operation finishes, and what each resource does.
+
+    Time goes from event to event. Each resource has at most one operation under way, with the
+    seconds of work that it has left at full speed.
+    """
 
     def __init__(
         self,
@@ -114,49 +163,104 @@ class _Run:
         dtype: str,
         step_gap_s: float,
     ) -> None:
-        if len({program.ring_slots for program in programs}) > 1:
+        if len({(program.ring_slots, program.weight_slots) for program in programs}) > 1:
             raise ValueError("all programs of one run share one ring")
+        self._done: list[tuple[int, Operation, float, float]] = []
         self._programs = programs
         self._step_gap_s = step_gap_s
         self._finish = [[-1.0] * len(program.operations) for program in programs]
-        self._durations = _durations(programs, profile, dtype)
-        self._queues: dict[str, list[tuple[int, Operation]]] = {LINK: [], STORE: [], GPU: []}
-        self._first_load: list[int] = []
-        self._readers: list[tuple[int, int]] = []
+        self._work = _durations(programs, profile, dtype)
+        self._queues: dict[Resource, list[tuple[int, Operation]]] = {
+            resource: [] for resource in _RESOURCES
+        }
+        self._staging = _Ring(programs[0].ring_slots if programs else 1)
+        self._weights = _Ring(programs[0].weight_slots if programs else 1)
         for step, program in enumerate(programs):
             self._enqueue(step, program)
         self._last_compute = [_last_compute(program) for program in programs]
-        self._spans: list[Span] = []
+        link, cores = profile.shared_rates
+        self._shared_speed = {
+            Resource.LINK: link / profile.h2d_bytes_per_s,
+            Resource.HOST: cores / profile.host_attend_rate,
+        }
+        if math.isinf(profile.host_attend_rate):
+            self._shared_speed = {Resource.LINK: 1.0, Resource.HOST: 1.0}
 
-    def timeline(self, label: str) -> Timeline:
-        """Run everything and return what ran when."""
-        resources = [_Resource(self, queue) for queue in self._queues.values()]
-        while any(resource.advance() for resource in resources):
-            pass
-        if len(self._spans) < sum(len(queue) for queue in self._queues.values()):
+    def go(self) -> None:
+        """Run everything."""
+        lines = [_Line(resource, queue) for resource, queue in self._queues.items() if queue]
+        by_resource = {line.resource: line for line in lines}
+        link, host = by_resource.get(Resource.LINK), by_resource.get(Resource.HOST)
+        now = 0.0
+        while True:
+            moment = math.inf
+            for line in lines:
+                if line.operation is None and line.next < line.count:
+                    ready_s = self._ready_s(*line.queue[line.next])
+                    if ready_s > now:
+                        moment = min(moment, ready_s)
+                        continue
+                    line.begin(now, self._work)
+            if link is not None and host is not None:
+                self._share(link, host, now)
+            for line in lines:
+                if line.operation is not None and line.finish_s < moment:
+                    moment = line.finish_s
+            if moment == math.inf:
+                break
+            now = moment
+            for line in lines:
+                if line.operation is not None and line.finish_s <= now:
+                    self._record(line)
+        if any(line.next < line.count for line in lines):
             raise ValueError("the program cannot run: its operations wait in a circle")
-        return Timeline(Origin.PREDICTED, label, tuple(self._spans))
 
-    def ready_s(self, step: int, op: Operation) -> float:
-        """Return when everything that an operation waits for has finished, or -1 if unknown."""
+    def _share(self, link: _Line, host: _Line, now: float) -> None:
+        """Let link and cores go on at the speeds that host memory allows them now."""
+        both = link.operation is not None and host.operation is not None
+        for line in (link, host):
+            if line.operation is not None:
+                line.go_on(now, self._shared_speed[line.resource] if both else 1.0)
+
+    def _ready_s(self, step: int, op: Operation) -> float:
+        """Return when all that an operation waits for has finished, or infinity if unknown."""
         finish = self._finish[step]
         ready = 0.0
         for index in op.waits_for:
             if finish[index] < 0:
-                return -1.0
-            ready = max(ready, finish[index])
-        for other_step, index, gap_s in self._waits_across(step, op):
-            other = self._finish[other_step][index]
-            if other < 0:
-                return -1.0
-            ready = max(ready, other + gap_s)
+                return math.inf
+            if finish[index] > ready:
+                ready = finish[index]
+        lane = op.lane
+        if lane in H2D_LANES:
+            ring = self._weights if lane is Lane.LOAD_WEIGHTS else self._staging
+            number = op.weights_number if lane is Lane.LOAD_WEIGHTS else op.load_number
+            reader = ring.reader_before(step, number)
+            ready = max(ready, self._finished_s(reader))
+            if step and not self._programs[step].lookahead:
+                ready = max(ready, self._finished_s((step - 1, self._last_compute[step - 1])))
+        elif step and op.kind is Kind.DENSE and op.layer == 0:
+            end = self._finished_s((step - 1, self._last_compute[step - 1]))
+            ready = max(ready, end + self._step_gap_s)
         return ready
 
-    def record(self, step: int, op: Operation, start_s: float) -> float:
-        """Note that an operation starts, and return when it finishes."""
-        finish_s = start_s + self._durations[step][op.index]
-        self._finish[step][op.index] = finish_s
-        self._spans.append(
+    def _finished_s(self, where: tuple[int, int] | None) -> float:
+        if where is None:
+            return 0.0
+        finish = self._finish[where[0]][where[1]]
+        return math.inf if finish < 0 else finish
+
+    def _record(self, line: _Line) -> None:
+        """Note that a resource's operation has finished."""
+        assert line.operation is not None
+        step, op = line.operation
+        self._finish[step][op.index] = line.finish_s
+        self._done.append((step, op, line.start_s, line.finish_s))
+        line.operation = None
+
+    def spans(self) -> tuple[Span, ...]:
+        """Return what ran when."""
+        return tuple(
             Span(
                 op.lane,
                 op.kind.value,
@@ -165,62 +269,99 @@ class _Run:
                 op.granule,
                 start_s,
                 finish_s,
-                op.link_bytes or op.memory_bytes,
+                op.memory_bytes if op.lane is Lane.HOST_ATTEND else op.link_bytes or op.memory_bytes,
                 op.flops,
             )
+            for step, op, start_s, finish_s in self._done
         )
-        return finish_s
+
+    def step_ends_s(self) -> list[float]:
+        """Return when each step's compute has finished."""
+        return [
+            finish[last] for finish, last in zip(self._finish, self._last_compute, strict=True)
+        ]
 
     def _enqueue(self, step: int, program: Program) -> None:
-        """Append a step's operations to the queues, and note the last reader of each load."""
-        base = len(self._readers)
-        self._first_load.append(base)
-        self._readers += [(step, op.index) for op in program.loads]
+        """Append a step's operations to the queues, and note the last reader of each slot."""
+        self._staging.begin_step(step, program)
+        self._weights.begin_step(step, program)
         for op in program.operations:
-            self._queues[_resource(op)].append((step, op))
-            if op.lane is Lane.COMPUTE and op.load_number >= 0:
-                self._readers[base + op.load_number] = (step, op.index)
-
-    def _waits_across(self, step: int, op: Operation) -> list[tuple[int, int, float]]:
-        """Return step, index and gap of what an operation waits for besides ``waits_for``."""
-        waits = []
-        if op.lane in H2D_LANES:
-            refilled = self._first_load[step] + op.load_number - self._programs[step].ring_slots
-            if refilled >= 0:
-                waits.append((*self._readers[refilled], 0.0))
-            if step and not self._programs[step].lookahead:
-                waits.append((step - 1, self._last_compute[step - 1], 0.0))
-        elif step and op.kind is Kind.DENSE and op.layer == 0:
-            waits.append((step - 1, self._last_compute[step - 1], self._step_gap_s))
-        return waits
+            self._queues[_OF_LANE[op.lane]].append((step, op))
+            if op.kind is Kind.LOAD_WEIGHTS:
+                self._weights.note(step, op.weights_number, op.index)
+            elif op.lane in H2D_LANES:
+                self._staging.note(step, op.load_number, op.index)
+            elif op.lane is Lane.COMPUTE:
+                if op.load_number >= 0:
+                    self._staging.note(step, op.load_number, op.index)
+                if op.weights_number >= 0:
+                    self._weights.note(step, op.weights_number, op.index)
 
 
-class _Resource:
-    """One resource: takes its queue's operations in order, one at a time."""
+class _Ring:
+    """Slots that are filled round and round, over all steps: who reads each filling last."""
 
-    def __init__(self, run: _Run, queue: Sequence[tuple[int, Operation]]) -> None:
-        self._run = run
-        self._queue = queue
-        self._next = 0
-        self._free_s = 0.0
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._first: list[int] = []
+        self._readers: list[tuple[int, int]] = []
 
-    def advance(self) -> bool:
-        """Run operations until one must wait for another resource; return whether any ran."""
-        before = self._next
-        while self._next < len(self._queue):
-            step, op = self._queue[self._next]
-            ready_s = self._run.ready_s(step, op)
-            if ready_s < 0:
-                break
-            self._free_s = self._run.record(step, op, max(ready_s, self._free_s))
-            self._next += 1
-        return self._next > before
+    def begin_step(self, step: int, program: Program) -> None:
+        """Number the step's loads after those of the steps before."""
+        assert len(self._first) == step
+        self._first.append(len(self._readers))
+
+    def note(self, step: int, number: int, index: int) -> None:
+        """Note an operation that fills or reads a load's slot; the last one noted counts."""
+        place = self._first[step] + number
+        if place == len(self._readers):
+            self._readers.append((step, index))
+        else:
+            self._readers[place] = (step, index)
+
+    def reader_before(self, step: int, number: int) -> tuple[int, int] | None:
+        """Return the step and index of the last reader of what was in a load's slot."""
+        refilled = self._first[step] + number - self._slots
+        return self._readers[refilled] if refilled >= 0 else None
 
 
-def _resource(op: Operation) -> str:
-    if op.lane in H2D_LANES:
-        return LINK
-    return STORE if op.lane in D2H_LANES else GPU
+class _Line:
+    """What a resource has to do, in order, and the operation that is under way."""
+
+    __slots__ = (
+        "_speed",
+        "count",
+        "finish_s",
+        "next",
+        "operation",
+        "queue",
+        "resource",
+        "start_s",
+    )
+
+    def __init__(self, resource: Resource, queue: Sequence[tuple[int, Operation]]) -> None:
+        self.resource = resource
+        self.queue = queue
+        self.count = len(queue)
+        self.next = 0
+        self.operation: tuple[int, Operation] | None = None
+        self.start_s = self.finish_s = 0.0
+        self._speed = 1.0
+
+    def begin(self, now: float, work: Sequence[Sequence[float]]) -> None:
+        """Begin the next operation, at full speed."""
+        step, op = self.operation = self.queue[self.next]
+        self.start_s = now
+        self.finish_s = now + work[step][op.index]
+        self._speed = 1.0
+        self.next += 1
+
+    def go_on(self, now: float, speed: float) -> None:
+        """Go on at another speed."""
+        if speed != self._speed:
+            left_s = (self.finish_s - now) * self._speed
+            self.finish_s = now + left_s / speed
+            self._speed = speed
 
 
 def _last_compute(program: Program) -> int:
@@ -230,15 +371,19 @@ def _last_compute(program: Program) -> int:
 def _durations(
     programs: Sequence[Program], profile: HardwareProfile, dtype: str
 ) -> list[list[float]]:
-    """Return for each step the durations of its operations, latency included."""
+    """Return for each step the durations of its operations at full speed, latency included.
+
+    The host's attention has that of two copies: queries go down and results come up.
+    """
     latency_s = {
-        LINK: profile.copy_latency_s,
-        STORE: profile.copy_latency_s,
-        GPU: profile.launch_latency_s,
+        Resource.LINK: profile.copy_latency_s,
+        Resource.STORE: profile.copy_latency_s,
+        Resource.GPU: profile.launch_latency_s,
+        Resource.HOST: 2 * profile.copy_latency_s,
     }
     of_program = {
         id(program): [
-            latency_s[_resource(op)] + operation_work_s(op, profile, dtype)
+            latency_s[_OF_LANE[op.lane]] + operation_work_s(op, profile, dtype)
             for op in program.operations
         ]
         for program in {id(program): program for program in programs}.values()

@@ -18,22 +18,39 @@ class Workload:
         rows: sequences in the batch.
         prompt_len: tokens of each prompt.
         generate_len: tokens to generate for each row.
+        batches: groups of about equal size in which the rows are worked on; in a decode step each
+            row gets one token, whichever the group.
 
     Raises:
-        ConfigurationError: one of them is not a whole number of at least 1.
+        ConfigurationError: one of them is not a whole number of at least 1, or there are more
+            batches than rows.
     """
 
     rows: int
     prompt_len: int
     generate_len: int
+    batches: int = 1
 
     def __post_init__(self) -> None:
-        for setting in ("rows", "prompt_len", "generate_len"):
+        for setting in ("rows", "prompt_len", "generate_len", "batches"):
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(
                     f"{setting} is {value!r}; allowed are whole numbers from 1; change {setting}"
                 )
+        if self.batches > self.rows:
+            raise ConfigurationError(
+                f"batches is {self.batches}, but there are {self.rows} rows; use at most as many "
+                "batches as rows"
+            )
+
+    @property
+    def batch_rows(self) -> tuple[int, ...]:
+        """Rows of each batch."""
+        rows, batches = self.rows, self.batches
+        return tuple(
+            rows * (batch + 1) // batches - rows * batch // batches for batch in range(batches)
+        )
 
     @property
     def decode_steps(self) -> int:

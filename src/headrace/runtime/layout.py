@@ -29,6 +29,8 @@ from headrace.runtime.pages import (
     TailFill,
 )
 
+_GOLDEN_RATIO = 0.618033988749895
+
 
 class Layout:
     """The places of all tokens of a batch.
@@ -36,20 +38,26 @@ class Layout:
     Args:
         block_tokens: tokens of a page, and of a row's tail.
         split: shares of the prompt's tokens on each path.
+        resident_pages: most pages on the device, over all rows. Up to there, generated tokens go to
+            the device too. None: no limit where the prompt is all resident, else what the prompt's
+            share takes.
     """
 
-    def __init__(self, block_tokens: int, split: Split) -> None:
+    def __init__(
+        self, block_tokens: int, split: Split, resident_pages: int | None = None
+    ) -> None:
         self.block_tokens = block_tokens
         self.rows: list[Row] = []
         self.pools = {kind: PagePool(0) for kind in PageKind}
         self.version = 0
         """Rises whenever the set of pages, or who uses them, changes."""
         self._split = split
-        self._new_token_kind = PageKind.RESIDENT if split.resident >= 1.0 - 1e-9 else PageKind.KV
+        self._resident_pages = resident_pages
+        self._all_resident = split.resident >= 1.0 - 1e-9 and resident_pages is None
 
     def start(self, rows: int) -> None:
         """Begin with empty rows."""
-        self.rows = [Row() for _ in range(rows)]
+        self.rows = [Row(phase=_phase(number)) for number in range(rows)]
         self.version += 1
 
     @property
@@ -87,16 +95,26 @@ class Layout:
                     len(runs) > 1
                 )
             pages = (len(row.tail) + kept) // self.block_tokens
-            needed[self._new_token_kind] += pages
-            # Pages of generated tokens go to the device only while there is room anyway.
-            if self._new_token_kind is PageKind.KV and self._split.resident > 0 and not generated:
-                needed[PageKind.RESIDENT] += self._resident_due(row, len(indices), pages)
+            due = pages if generated else self._resident_due(row, len(indices), pages)
+            on_device = min(due, self._resident_room() - needed[PageKind.RESIDENT])
+            needed[PageKind.RESIDENT] += on_device
+            needed[PageKind.KV] += pages - on_device
         return needed
 
     def _resident_due(self, row: Row, count: int, pages: int) -> int:
-        """Return how many of a row's next pages may go to the device."""
+        """Return how many of a prompt's next pages its share puts on the device."""
         due = self._split.resident * (row.length + count) - self._resident_tokens(row)
-        return min(pages, max(0, math.ceil(due / self.block_tokens)))
+        return min(pages, max(0, math.floor(due / self.block_tokens + 0.5)))
+
+    def _resident_room(self) -> int:
+        """Return how many further pages may go to the device."""
+        if self._all_resident:
+            return 1 << 60
+        pool = self.pools[PageKind.RESIDENT]
+        used = pool.capacity - pool.free
+        if self._resident_pages is not None:
+            return max(0, self._resident_pages - used)
+        return pool.free if any(row.length for row in self.rows) else 1 << 60
 
     def pages_expected(self, prompt_len: int, new_tokens: int) -> dict[PageKind, int]:
         """Return the pages of each kind for prompts of a length and tokens generated after them.
@@ -105,11 +123,15 @@ class Layout:
             prompt_len: tokens of the longest prompt.
             new_tokens: tokens that each row generates.
         """
-        prompts = self.pages_needed([range(prompt_len)] * len(self.rows))
+        pages = self.pages_needed([range(prompt_len)] * len(self.rows))
         # The prompt leaves a tail of less than a block.
-        further = (new_tokens + self.block_tokens - 1) // self.block_tokens
-        prompts[self._new_token_kind] += further * len(self.rows)
-        return prompts
+        further = len(self.rows) * ((new_tokens + self.block_tokens - 1) // self.block_tokens)
+        limited = self._resident_pages is not None or self._all_resident
+        room = self._resident_room() - pages[PageKind.RESIDENT] if limited else 0
+        on_device = min(further, room)
+        pages[PageKind.RESIDENT] += on_device
+        pages[PageKind.KV] += further - on_device
+        return pages
 
     def append(self, new: Sequence[Sequence[int]], first_column: int) -> StepMoves:
         """Place new tokens.
@@ -144,7 +166,8 @@ class Layout:
         row.tail.append(row.length - 1)
         if len(row.tail) == self.block_tokens:
             slots = tuple(range(self.block_tokens))
-            fills.append(PageFill(self._new_kv_page(row, row.tail), number, 0, slots, ()))
+            page = self._new_kv_page(row, row.tail, is_prompt=False)
+            fills.append(PageFill(page, number, 0, slots, ()))
             row.tail = []
 
     def _append_prompt(
@@ -166,14 +189,14 @@ class Layout:
         tokens = row.tail + [token_of[index] for index in kept]
         size = self.block_tokens
         while len(waiting) >= size:
-            page = self._new_kv_page(row, tokens[:size])
+            page = self._new_kv_page(row, tokens[:size], is_prompt=True)
             fills.append(PageFill(page, number, 0, *_divide(waiting[:size])))
             waiting, tokens = waiting[size:], tokens[size:]
         row.tail = tokens
         tails.append(TailFill(number, *_divide(waiting)))
 
-    def _new_kv_page(self, row: Row, tokens: Sequence[int]) -> Page:
-        page = self._take(self._kv_kind(row))
+    def _new_kv_page(self, row: Row, tokens: Sequence[int], *, is_prompt: bool) -> Page:
+        page = self._take(self._kv_kind(row, is_prompt))
         page.tokens = np.array(tokens, dtype=np.int64)
         row.pages.append(page)
         return page
@@ -199,7 +222,7 @@ class Layout:
         while position < count:
             length = min(self.block_tokens, count - position)
             seen = start + position + length
-            is_rebuilt = stored + length / 2 <= self._split.recompute * seen
+            is_rebuilt = stored + length * row.phase <= self._split.recompute * seen
             if is_rebuilt:
                 length = min(length, room or self.block_tokens)
                 room = (room or self.block_tokens) - length
@@ -227,14 +250,16 @@ class Layout:
         page.tokens = np.append(page.tokens, np.arange(token, token + len(run)))
         fills.append(PageFill(page, number, offset, (), tuple(run)))
 
-    def _kv_kind(self, row: Row) -> PageKind:
-        """Return where the next page of keys and values goes: to the device up to its share."""
-        if self._new_token_kind is PageKind.RESIDENT or self._split.resident == 0:
-            return self._new_token_kind
-        room = self.pools[PageKind.RESIDENT].free > 0
+    def _kv_kind(self, row: Row, is_prompt: bool) -> PageKind:
+        """Return where the next page of keys and values goes: to the device while it may."""
+        if self._all_resident:
+            return PageKind.RESIDENT
+        pool = self.pools[PageKind.RESIDENT]
+        if pool.free == 0 or self._resident_room() == 0:
+            return PageKind.KV
         resident = self._resident_tokens(row) + self.block_tokens / 2
-        due = resident <= self._split.resident * row.length
-        return PageKind.RESIDENT if room and due else PageKind.KV
+        due = not is_prompt or resident <= self._split.resident * row.length
+        return PageKind.RESIDENT if due else PageKind.KV
 
     @staticmethod
     def _resident_tokens(row: Row) -> int:
@@ -319,6 +344,11 @@ class Layout:
                 raise AssertionError(f"wrong number of users of a page of kind {kind.value}")
             if pool.capacity - pool.free != len(pages):
                 raise AssertionError(f"pages of kind {kind.value} are lost")
+
+
+def _phase(number: int) -> float:
+    """Return a row's phase: multiples of the golden ratio are spread evenly, however many."""
+    return 1.0 - (0.5 + number * _GOLDEN_RATIO) % 1.0
 
 
 def _is_generated(new: Sequence[Sequence[int]]) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.errors import MemoryBudgetError
+from headrace.plan.memory import STORE_SLOTS
 from headrace.plan.operations import Program
 from headrace.runtime.attention import (
     Accumulator,
@@ -44,9 +45,6 @@ from headrace.runtime.window import WindowCache
 from headrace.runtime.writer import Writer
 from headrace.timeline import Lane
 from headrace.units import format_bytes
-
-STORE_SLOTS = 3
-"""Buffers through which stores leave the device."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class PagedCache:
         self._settings = settings
         self._block = settings.geometry.block_tokens
         widths = dict(settings.widths)
-        self._layout = Layout(self._block, settings.split)
+        self._layout = Layout(self._block, settings.split, settings.resident_pages)
         self._layout.start(rows)
         self._store = PageStore(backend, widths, settings.dtype, self._block)
         self._tail = Tail(backend, widths, rows, self._block, settings.dtype)
@@ -390,6 +388,8 @@ class PagedCache:
             if missing <= 0:
                 continue
             added = max(missing, pool.capacity // 4)
+            if kind is PageKind.RESIDENT and self._settings.resident_pages is not None:
+                added = missing
             limit = self._settings.host_memory_bytes
             asked = self.host_bytes + self._store.bytes_of(kind, added)
             if limit is not None and kind is not PageKind.RESIDENT and asked > limit:

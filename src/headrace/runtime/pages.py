@@ -52,12 +52,15 @@ class Row:
         pages: full and partly filled pages, in the order in which they were made.
         tail: numbers of the tokens in the tail, ascending.
         hidden: whether some cached token is masked out by the attention mask.
+        phase: above 0, at most 1; at which part of a block its share of X is rounded up. Rows have
+            different ones, so that together they have the share that is asked for.
     """
 
     columns: list[int] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
     tail: list[int] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)
+    phase: float = 0.5
 
     @property
     def length(self) -> int:
@@ -68,7 +71,9 @@ class Row:
         """Return a row that shares the pages."""
         for page in self.pages:
             page.users += 1
-        return Row(list(self.columns), list(self.pages), list(self.tail), set(self.hidden))
+        return Row(
+            list(self.columns), list(self.pages), list(self.tail), set(self.hidden), self.phase
+        )
 
 
 @dataclass(frozen=True)

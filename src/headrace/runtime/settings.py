@@ -23,6 +23,8 @@ class CacheSettings:
         dtype: of cache and activations.
         policy: decides the order of operations.
         split: shares of the prompt on each path.
+        resident_pages: most pages of keys and values on the device, over all rows; None: see
+            ``Layout``.
         geometry: tokens of a page, size and number of staging slots.
         widths: of each layer whose cache is paged.
         windows: of each layer that attends to a window: its widths and the window in tokens.
@@ -38,6 +40,7 @@ class CacheSettings:
     geometry: Geometry
     widths: Mapping[int, LayerWidths]
     windows: Mapping[int, tuple[LayerWidths, int]]
+    resident_pages: int | None = None
     workspace_bytes: int = 1 << 28
     host_memory_bytes: int | None = None
     poison: bool = False
