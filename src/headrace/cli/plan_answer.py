@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from headrace.errors import ConfigurationError
 from headrace.hardware.profile import HardwareProfile
+from headrace.model.cost import layer_weight_bytes
 from headrace.model.shape import ModelShape
+from headrace.plan.forecast import Forecast, forecast
+from headrace.plan.limits import Limits, find_limits
+from headrace.plan.options import PlanOptions
 from headrace.plan.outcome import Plan
-from headrace.plan.plan import make_plan
+from headrace.plan.parallel import Cluster, ClusterPlan, plan_cluster
+from headrace.plan.plan import Planner
 from headrace.plan.policies import Policy
+from headrace.plan.whatif import Improvement, improvements
 from headrace.plan.workload import Workload
+from headrace.units import format_bytes
 
-COMPARED = (Policy.RESIDENT, Policy.STREAM, Policy.KVPR, Policy.RECOMPUTE)
 _REBUILDING = (Policy.KVPR, Policy.RECOMPUTE)
 
 
@@ -23,48 +31,17 @@ class Question:
 
     Attributes:
         shape: the model.
-        workload: the batch.
+        workload: the batch, over all GPUs.
         profile: the machine.
-        policy: a policy's name.
-        objective: ``latency`` or ``throughput``.
-        gpu_memory_bytes: device memory to use; None: all of it.
-        host_memory_bytes: host memory to use; None: all of it.
-        recompute_fraction: share of each prompt to keep as X; None: the planned one.
+        options: how to plan.
+        cluster: the GPUs.
     """
 
     shape: ModelShape
     workload: Workload
     profile: HardwareProfile
-    policy: Policy
-    objective: str
-    gpu_memory_bytes: int | None
-    host_memory_bytes: int | None
-    recompute_fraction: float | None
-
-    @property
-    def gpu_budget_bytes(self) -> int:
-        """Device memory that may be used: at most the machine's."""
-        available = self.profile.device_memory_bytes
-        return min(self.gpu_memory_bytes or available, available)
-
-    @property
-    def host_budget_bytes(self) -> int:
-        """Host memory that may be used: at most the machine's."""
-        available = self.profile.host_memory_bytes
-        return min(self.host_memory_bytes or available, available)
-
-    def plan(self, policy: Policy, rows: int | None = None) -> Plan:
-        """Return the plan under a policy, for the workload's rows or others."""
-        rebuilds = policy in (*_REBUILDING, self.policy)
-        return make_plan(
-            self.shape,
-            self.workload if rows is None else replace(self.workload, rows=rows),
-            self.profile,
-            policy=policy,
-            gpu_memory_bytes=self.gpu_memory_bytes,
-            host_memory_bytes=self.host_memory_bytes,
-            recompute_fraction=self.recompute_fraction if rebuilds else None,
-        )
+    options: PlanOptions
+    cluster: Cluster = Cluster()
 
 
 @dataclass(frozen=True)
@@ -73,42 +50,78 @@ class Answer:
 
     Attributes:
         question: what was asked.
-        plan: the chosen plan.
-        compared: the plans of all policies for the same workload.
-        most_rows: for a plan that does not fit, the most rows up to the workload's that would,
-            under the same policy; 0 if not even one would. For a plan that fits, its own.
+        found: the chosen plan, of one GPU, and what made it.
+        compared: the plans of all policies for the same rows.
+        forecast: the whole generation.
+        improvements: what would make the step faster, the best first.
+        limits: for a plan that does not fit, what would; else None.
     """
 
     question: Question
-    plan: Plan
+    found: ClusterPlan
     compared: Mapping[Policy, Plan]
-    most_rows: int
+    forecast: Forecast
+    improvements: tuple[Improvement, ...]
+    limits: Limits | None
+
+    @property
+    def plan(self) -> Plan:
+        """The chosen plan, of one GPU."""
+        return self.found.plan
+
+    @cached_property
+    def planner(self) -> Planner:
+        """What plans for just the chosen plan's rows."""
+        return replace(self.found.planner, workload=self.plan.workload)
+
+    @property
+    def gpu_budget_bytes(self) -> int:
+        """Device memory that may be used, of each GPU."""
+        return int(self.planner.decider.gpu_budget_bytes)
+
+    @property
+    def host_budget_bytes(self) -> int:
+        """Host memory that may be used, by each GPU."""
+        return int(self.planner.decider.host_budget_bytes)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second over the whole generation, over all GPUs, prefill included."""
+        return self.found.total(self.forecast.tokens_per_s)
 
     def link_bytes(self, plan: Plan) -> int:
-        """Return the bytes that a step of a plan brings to the device."""
-        return round(plan.work_s["link"] * self.question.profile.h2d_bytes_per_s)
+        """Return the bytes that a step of a plan brings to a device."""
+        return round(plan.work_s["link"] * self.planner.profile.h2d_bytes_per_s)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan's JSON, with what the comparison adds."""
         return {
             **self.plan.to_json(),
-            "objective": self.question.objective,
-            "gpu_budget_bytes": self.question.gpu_budget_bytes,
-            "host_budget_bytes": self.question.host_budget_bytes,
-            "most_rows": self.most_rows,
+            "tokens_per_s": self.found.tokens_per_s,
+            "objective": self.question.options.objective.value,
+            "gpus": self.found.cluster.gpus,
+            "parallel": self.found.cluster.parallel.value,
+            "gathers_activations": self.found.gathers_activations,
+            "communication_s": self.found.communication_s,
+            "gpu_budget_bytes": self.gpu_budget_bytes,
+            "host_budget_bytes": self.host_budget_bytes,
             "link_bytes": self.link_bytes(self.plan),
-            "policies": {
-                policy.value: {
-                    "feasible": plan.feasible,
-                    "step_s": plan.step_s,
-                    "bound_s": plan.bound_s,
-                    "tokens_per_s": plan.tokens_per_s,
-                    "link_bytes": self.link_bytes(plan),
-                    "gpu_bytes": plan.gpu_bytes,
-                    "host_bytes": plan.host_bytes,
-                }
-                for policy, plan in self.compared.items()
-            },
+            "generation": {**self.forecast.to_json(), "tokens_per_s": self.tokens_per_s},
+            "would_help": [asdict(one) for one in self.improvements],
+            "limits": None if self.limits is None else asdict(self.limits),
+            "policies": {policy.value: self._row(plan) for policy, plan in self.compared.items()},
+        }
+
+    def _row(self, plan: Plan) -> dict[str, Any]:
+        return {
+            "feasible": plan.feasible,
+            "split": asdict(plan.split),
+            "step_s": plan.step_s,
+            "bound_s": plan.bound_s,
+            "tokens_per_s": self.found.total(plan.tokens_per_s),
+            "link_bytes": self.link_bytes(plan),
+            "gpu_bytes": plan.gpu_bytes,
+            "host_bytes": plan.host_bytes,
         }
 
 
@@ -120,34 +133,58 @@ def answer(question: Question, progress: Callable[[str], object]) -> Answer:
         progress: is told what is done.
 
     Raises:
-        ConfigurationError: policy and recompute fraction do not go together.
+        ConfigurationError: policy and recompute fraction do not go together, the device's memory
+            holds not even a layer, or the work cannot be divided over the GPUs.
         ProfileError: the machine has no rate for the model's element type.
     """
     progress("planning")
-    plan = question.plan(question.policy)
-    compared = {policy: question.plan(policy) for policy in COMPARED}
-    rows = question.workload.rows
-    if not plan.feasible:
+    found = plan_cluster(
+        question.shape, question.workload, question.profile, question.options, question.cluster
+    )
+    planner = replace(found.planner, workload=found.plan.workload)
+    compared = _compared(planner, found.plan)
+    progress("simulating the generation")
+    generation = forecast(found.plan, found.planner.shape, found.planner.profile)
+    helped = improvements(planner, found.plan)
+    limits = None
+    if not found.plan.feasible:
         progress("looking for what would fit")
-        rows = most_rows(lambda fewer: question.plan(plan.policy, fewer).feasible, rows)
-    return Answer(question, plan, compared, rows)
+        limits = _limits(found.planner)
+        _refuse_less_than_a_layer(found.planner, limits)
+    return Answer(question, found, compared, generation, helped, limits)
 
 
-def most_rows(fits: Callable[[int], bool], rows: int) -> int:
-    """Return the most rows that fit, where ``rows`` do not: 0 if not even one row does.
+def _compared(planner: Planner, chosen: Plan) -> dict[Policy, Plan]:
+    """Return the plan of every policy that may be taken; ``auto`` last."""
+    if planner.options.recompute_fraction is not None:
+        planned = replace(planner.options, recompute_fraction=None)
+        free = replace(planner, options=planned)
+    else:
+        free = planner
+    plans = {
+        policy: (planner if policy in _REBUILDING else free).of(policy)
+        for policy in planner.available()
+    }
+    asked_for_auto = planner.options.policy is Policy.AUTO
+    plans[Policy.AUTO] = chosen if asked_for_auto else free.of(Policy.AUTO)
+    return plans
 
-    Args:
-        fits: whether so many rows fit; if some do, fewer do.
-        rows: a number that does not fit.
-    """
-    # Plans for few rows are made fast, so the search comes from below.
-    fitting, too_many = 0, 1
-    while too_many < rows and fits(too_many):
-        fitting, too_many = too_many, min(2 * too_many, rows)
-    while too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
-        if fits(middle):
-            fitting = middle
-        else:
-            too_many = middle
-    return fitting
+
+def _limits(planner: Planner) -> Limits:
+    """Return what would fit, under the policy that was asked for."""
+    policy = planner.options.policy
+    policies = (*planner.available(), policy) if policy is Policy.AUTO else (policy,)
+    return find_limits(planner.decider, policies, planner.shape.max_context)
+
+
+def _refuse_less_than_a_layer(planner: Planner, limits: Limits) -> None:
+    budget = planner.decider.gpu_budget_bytes
+    layer = max(layer_weight_bytes(layer) for layer in planner.shape.layers)
+    if budget >= layer:
+        return
+    needed = limits.least_gpu_bytes
+    mend = "" if needed is None else f"; this workload needs {format_bytes(needed)}"
+    raise ConfigurationError(
+        f"--gpu-memory is {format_bytes(budget)}, and one layer of {planner.shape.name} has "
+        f"{format_bytes(layer)}{mend}"
+    )

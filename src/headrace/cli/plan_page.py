@@ -6,8 +6,8 @@ from headrace.cli.plan_answer import Answer
 from headrace.cli.plan_text import policy_rows, rates_of, workload_words
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.shape import ModelShape
-from headrace.plan.decode import decode_program
 from headrace.plan.outcome import Plan
+from headrace.plan.plan import plan_program
 from headrace.plan.policies import Policy
 from headrace.plan.simulate import simulate
 from headrace.report.timeline_page import write_timeline_page
@@ -26,11 +26,13 @@ def write_plan_page(path: str, answer: Answer) -> None:
         answer: what was found.
     """
     question = answer.question
-    plans = {plan.policy: plan for plan in (answer.compared[Policy.STREAM], answer.plan)}
+    shown = (answer.compared.get(Policy.STREAM), answer.plan)
+    plans = {plan.policy: plan for plan in shown if plan is not None}
+    planner = answer.planner
     columns, rows = policy_rows(answer)
     write_timeline_page(
         path,
-        [predicted_timeline(plan, question.shape, question.profile) for plan in plans.values()],
+        [predicted_timeline(plan, planner.shape, planner.profile) for plan in plans.values()],
         title=f"{answer.plan.model} on {answer.plan.hardware}: the plan",
         facts={
             "Model": f"{answer.plan.model}, {answer.plan.dtype}",
@@ -44,9 +46,6 @@ def write_plan_page(path: str, answer: Answer) -> None:
 
 def predicted_timeline(plan: Plan, shape: ModelShape, profile: HardwareProfile) -> Timeline:
     """Return some decode steps of a plan, at mean context, as the simulator sees them."""
-    context = plan.workload.mean_context
-    program = decode_program(
-        shape, plan.workload.rows, context, plan.split, plan.geometry, plan.policy
-    )
+    program = plan_program(plan, shape)
     steps = _STEPS if len(program.operations) < _MANY_OPERATIONS else 2
     return simulate(program, profile, shape.dtype, steps, label=plan.policy.value)

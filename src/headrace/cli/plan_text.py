@@ -7,8 +7,12 @@ from dataclasses import asdict
 
 from headrace.cli.output import table
 from headrace.cli.plan_answer import Answer
+from headrace.cli.plan_limits_text import lacking, remedies
 from headrace.hardware.profile import HardwareProfile
-from headrace.plan.explain import shortfalls
+from headrace.plan.demands import Schedule
+from headrace.plan.explain import RESOURCE_NAMES
+from headrace.plan.options import Objective
+from headrace.plan.parallel import Parallel
 from headrace.plan.policies import Policy, Split
 from headrace.plan.workload import Workload
 from headrace.timeline import Origin
@@ -20,49 +24,57 @@ _PATHS = {
     "resident": "on the device",
     "recompute": "rebuilt from X",
     "stream": "K/V through the link",
-    "host": "attended by the host",
+    "host": "attended to by the host",
 }
 _RATES = {
     Origin.PREDICTED: "the data-sheet rates of {name}",
     Origin.MEASURED: "the measured rates of {name}",
     Origin.EMULATED: "rates measured with an EMULATED link ({name})",
 }
-_RESOURCES = {
-    "link": "the link to the device",
-    "store": "the link to the host",
-    "gpu": "the device",
+_LANES = {
+    "load_weights": "weights in",
+    "load_activations": "X in",
+    "load_kv": "K/V in",
+    "compute": "device",
+    "store_kv": "K/V out",
+    "store_activations": "X out",
+    "host_attend": "host's cores",
 }
 _ITEMS = {
     "weights": "weights",
+    "weight_slots": "slots of streamed weights",
     "resident_kv": "resident K/V",
     "windowed_kv": "K/V of windowed layers",
     "staging": "staging",
+    "store_ring": "buffers of stores",
     "rebuild_workspace": "workspace of rebuilding",
     "tail": "tail of newest tokens",
     "logits": "logits",
+    "forward": "workspace of the forward pass",
     "activations": "X",
     "kv": "K/V",
 }
-_MIB = 2**20
 
 
-def plan_text(answer: Answer, timeline: str | None) -> str:
+def plan_text(answer: Answer, pages: Mapping[str, str | None]) -> str:
     """Return the report on a plan.
 
     Args:
         answer: what was found.
-        timeline: the page that was written, or None.
+        pages: files that were written, by what they show; None for those that were not.
     """
     columns, rows = policy_rows(answer)
+    reasons = answer.plan.reasons[len(lacking(answer)) :]
     sections = [
         "\n".join(_head(answer)),
         "\n".join(_choice(answer)),
-        "Why\n" + _listed(answer.plan.reasons[len(_lacking(answer)) :]),
+        f"Why\n{_listed(reasons)}",
+        f"What would help (by what the rates allow)\n{_listed(list(_helps(answer)))}",
+        f"The generation (simulated)\n{_indented(chr(10).join(_generation(answer)))}",
         "\n\n".join(_memory(answer)),
         f"All policies for this workload (predicted)\n{_indented(table(columns, rows))}",
     ]
-    if timeline is not None:
-        sections.append(f"Timeline: {timeline}")
+    sections += [f"{name.capitalize()}: {file}" for name, file in pages.items() if file]
     return "\n\n".join(sections)
 
 
@@ -70,7 +82,8 @@ def workload_words(workload: Workload) -> str:
     """Return a workload in words."""
     rows = f"{format_count(workload.rows)} row{'s' if workload.rows > 1 else ''}"
     prompt, new = format_count(workload.prompt_len), format_count(workload.generate_len)
-    return f"{rows} of {prompt} prompt tokens, {new} to generate"
+    batches = f", in {workload.batches} batches" if workload.batches > 1 else ""
+    return f"{rows} of {prompt} prompt tokens, {new} to generate{batches}"
 
 
 def rates_of(profile: HardwareProfile) -> str:
@@ -87,22 +100,29 @@ def policy_rows(answer: Answer) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
         "bound",
         "tokens/s",
         "link bytes/step",
+        "resident",
+        "stream",
         "rebuilt",
+        "host",
         "device",
     )
-    rows: list[tuple[str, ...]] = [
-        (
-            policy.value + (" *" if policy is answer.plan.policy else ""),
-            "yes" if plan.feasible else "no",
-            format_seconds(plan.step_s),
-            format_seconds(plan.bound_s),
-            _speed(plan.tokens_per_s),
-            format_bytes(answer.link_bytes(plan)),
-            f"{plan.split.recompute:.1%}",
-            format_bytes(plan.gpu_bytes),
+    asked = answer.question.options.policy
+    rows: list[tuple[str, ...]] = []
+    for policy, plan in answer.compared.items():
+        split = plan.split
+        shares = (split.resident, split.stream, split.recompute, split.host)
+        rows.append(
+            (
+                policy.value + (" *" if policy is asked else ""),
+                "yes" if plan.feasible else "no",
+                format_seconds(plan.step_s),
+                format_seconds(plan.bound_s),
+                _speed(answer.found.total(plan.tokens_per_s)),
+                format_bytes(answer.link_bytes(plan)),
+                *(f"{share:.0%}" if share else "" for share in shares),
+                format_bytes(plan.gpu_bytes),
+            )
         )
-        for policy, plan in answer.compared.items()
-    ]
     return columns, rows
 
 
@@ -117,62 +137,54 @@ def split_bar(split: Split) -> str:
 
 def _head(answer: Answer) -> Iterator[str]:
     plan, question = answer.plan, answer.question
-    yield f"{plan.model} ({plan.dtype}) on {plan.hardware}: {workload_words(plan.workload)}"
+    yield (
+        f"{question.shape.name} ({plan.dtype}) on {plan.hardware}: "
+        f"{workload_words(question.workload)}"
+    )
     yield f"All times are predicted, from {rates_of(question.profile)}."
+    yield from _cluster(answer)
     for option, given, available in (
-        ("--gpu-memory", question.gpu_memory_bytes, question.profile.device_memory_bytes),
-        ("--host-memory", question.host_memory_bytes, question.profile.host_memory_bytes),
+        ("--gpu-memory", question.options.gpu_memory_bytes, question.profile.device_memory_bytes),
+        ("--host-memory", question.options.host_memory_bytes, question.profile.host_memory_bytes),
     ):
         if given is not None and given > available:
             yield (
                 f"{option} is {format_bytes(given)}, more than the machine has; "
                 f"{format_bytes(available)} count."
             )
-    if question.objective == "throughput":
+    if question.options.objective is Objective.THROUGHPUT:
         yield (
-            f"Objective throughput: policies are compared by tokens/s for the {plan.workload.rows} "
-            "rows of --rows, which chooses as latency does; other numbers of rows are not tried."
+            f"Objective throughput: of up to {format_count(question.workload.rows)} rows at once, "
+            f"{format_count(answer.found.rows)} make the most tokens/s; what follows is for those."
         )
     if not plan.feasible:
         yield ""
         yield "THIS CANNOT RUN"
-        yield _listed([*_lacking(answer), *_remedies(answer)])
+        yield _listed([*lacking(answer), *remedies(answer)])
 
 
-def _lacking(answer: Answer) -> list[str]:
-    """Return what does not fit; a plan's reasons begin with the same lines."""
-    question = answer.question
-    return shortfalls(
-        question.shape, answer.plan, question.gpu_budget_bytes, question.host_budget_bytes
+def _cluster(answer: Answer) -> Iterator[str]:
+    """Yield how several GPUs share the work."""
+    found = answer.found
+    if found.cluster.gpus == 1:
+        return
+    share = "They share the host's memory and cores; what follows is each GPU's."
+    if found.cluster.parallel is Parallel.DATA:
+        yield (
+            f"{found.cluster.gpus} GPUs, data-parallel: each has the whole model and up to "
+            f"{format_count(answer.plan.workload.rows)} rows. {share}"
+        )
+        return
+    gathered = (
+        "each loads its part of X, and they gather it"
+        if found.gathers_activations
+        else "each loads X whole"
     )
-
-
-def _remedies(answer: Answer) -> Iterator[str]:
-    """Yield what would fit instead, where anything would."""
-    plan, question = answer.plan, answer.question
-    if answer.most_rows:
-        yield f"It would fit with --rows {answer.most_rows} (policy {plan.policy.value})."
-    if plan.workload.max_context <= question.shape.max_context:
-        yield from _enough_memory(answer)
-    others = [policy.value for policy, other in answer.compared.items() if other.feasible]
-    if others:
-        yield f"It would fit with --policy {' or '.join(others)}."
-
-
-def _enough_memory(answer: Answer) -> Iterator[str]:
-    plan, profile = answer.plan, answer.question.profile
-    options = []
-    for name, needed, budget, available in (
-        ("gpu", plan.gpu_bytes, answer.question.gpu_budget_bytes, profile.device_memory_bytes),
-        ("host", plan.host_bytes, answer.question.host_budget_bytes, profile.host_memory_bytes),
-    ):
-        if needed > available:
-            where = "a device" if name == "gpu" else "a host"
-            options.append(f"{where} with {format_bytes(needed)} of memory")
-        elif needed > budget:
-            options.append(f"--{name}-memory {-(-needed // _MIB)}MiB")
-    if options:
-        yield f"It would fit with {' and '.join(options)}."
+    yield (
+        f"{found.cluster.gpus} GPUs, tensor-parallel: each has a part of every layer, and all "
+        f"rows; where they rebuild, {gathered}. All-reduces take "
+        f"{format_seconds(found.communication_s)} of a step. {share}"
+    )
 
 
 def _choice(answer: Answer) -> Iterator[str]:
@@ -184,30 +196,60 @@ def _choice(answer: Answer) -> Iterator[str]:
     yield f"split   {split_bar(plan.split)}  {shares}"
     if plan.admission.recompute > 0:
         yield f"kept    {plan.admission.recompute:.1%} of each prompt as X, instead of its K/V"
+    if plan.weights_streamed > 0:
+        yield f"weights {plan.weights_streamed:.1%} of the layers' streamed in every step"
+    if plan.workload.batches > 1:
+        order = "column-by-column" if plan.schedule is Schedule.COLUMN else "row-by-row"
+        yield f"order   {order}"
     yield (
         f"step    {format_seconds(plan.step_s)}, at best {format_seconds(plan.bound_s)}: "
-        f"{_RESOURCES[plan.binding]} binds"
+        f"the {RESOURCE_NAMES[plan.binding]} binds"
     )
     yield (
-        f"speed   {_speed(plan.tokens_per_s)} tokens/s, "
+        f"speed   {_speed(answer.found.tokens_per_s)} tokens/s while decoding, "
         f"{plan.speedup_over_stream:.2f} × that of stream with full overlap"
     )
 
 
 def _chosen_because(answer: Answer) -> str:
-    if answer.question.policy is not Policy.AUTO:
+    options = answer.question.options
+    if options.recompute_fraction is not None:
+        return "  (with the recompute fraction that was given)"
+    if options.policy is not Policy.AUTO:
         return ""
-    if answer.question.recompute_fraction is not None:
-        return "  (what auto means with a recompute fraction)"
     if not answer.plan.feasible:
         return "  (none can run; this one lacks the least memory)"
+    if answer.plan.policy is Policy.AUTO:
+        return "  (a mixture: the fastest that fits)"
     return "  (auto: the fastest that fits)"
 
 
+def _helps(answer: Answer) -> Iterator[str]:
+    """Yield changes that would make a step faster, the best first."""
+    for one in answer.improvements:
+        yield f"{one.what}: {one.gain:.2f} × as fast a step, {format_seconds(one.step_s)}"
+    if not answer.improvements:
+        yield "Nothing of what was tried makes a step faster by 2 %."
+
+
+def _generation(answer: Answer) -> Iterator[str]:
+    """Yield what the whole generation takes."""
+    found = answer.forecast
+    yield f"first token after {format_seconds(found.ttft_s)}, all in {format_seconds(found.total_s)}"
+    if found.step_s:
+        yield (
+            f"steps from {format_seconds(found.step_s[0])} (context {found.contexts[0]:,}) to "
+            f"{format_seconds(found.step_s[-1])} (context {found.contexts[-1]:,})"
+        )
+    yield f"{_speed(answer.tokens_per_s)} tokens/s, prefill included"
+    busy = [f"{_LANES[lane]} {share:.0%}" for lane, share in found.busy.items() if share >= 0.005]
+    yield f"busy while decoding: {', '.join(busy)}"
+
+
 def _memory(answer: Answer) -> Iterator[str]:
-    plan, question = answer.plan, answer.question
-    yield _budget("Device memory", plan.gpu_items, question.gpu_budget_bytes)
-    yield _budget("Host memory for the cache", plan.host_items, question.host_budget_bytes)
+    plan = answer.plan
+    yield _budget("Device memory at the peak", plan.gpu_items, answer.gpu_budget_bytes)
+    yield _budget("Host memory at the peak", plan.host_items, answer.host_budget_bytes)
 
 
 def _budget(title: str, items: Mapping[str, int], budget_bytes: int) -> str:

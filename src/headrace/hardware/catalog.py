@@ -20,6 +20,9 @@ from headrace.timeline import Origin
 
 _GIB = 2**30
 
+_ATTENTION_SHARE = 0.8
+"""Share of a memory's theoretical rate at which cores are taken to attend."""
+
 
 @dataclass(frozen=True)
 class _Sourced:
@@ -63,7 +66,15 @@ class _Machine:
     host: _Sourced
     host_memory_gib: int
     date: str
+    interconnect: _Sourced | None = None
 
+
+_NVLINK_BRIDGE = _Sourced(
+    300e9, "NVIDIA A100 data sheet: NVLink bridge for two GPUs, 600 GB/s, half in each direction"
+)
+_NVLINK_4 = _Sourced(
+    450e9, "NVIDIA data sheet: fourth-generation NVLink, 900 GB/s, half in each direction"
+)
 
 _DENSE = "16-bit tensor cores without sparsity, float32 accumulation; float32 without TF32"
 
@@ -78,6 +89,7 @@ _MACHINES = {
         host=_DDR4_8,
         host_memory_gib=512,
         date="2020-11",
+        interconnect=_NVLINK_BRIDGE,
     ),
     "h100-80gb-pcie5": _Machine(
         sheet="NVIDIA H100 Tensor Core GPU data sheet (H100 SXM)",
@@ -89,6 +101,7 @@ _MACHINES = {
         host=_DDR5_8,
         host_memory_gib=1024,
         date="2023-03",
+        interconnect=_NVLINK_4,
     ),
     "h200-141gb-pcie5": _Machine(
         sheet="NVIDIA H200 Tensor Core GPU data sheet (H200 SXM)",
@@ -100,6 +113,7 @@ _MACHINES = {
         host=_DDR5_8,
         host_memory_gib=1024,
         date="2023-11",
+        interconnect=_NVLINK_4,
     ),
     "rtx4090-pcie4": _Machine(
         sheet="NVIDIA Ada GPU Architecture white paper (GeForce RTX 4090)",
@@ -218,6 +232,8 @@ def _profile(name: str, entry: _Machine) -> HardwareProfile:
         host_memory_bytes=entry.host_memory_gib * _GIB,
         copy_latency_s=10e-6,
         launch_latency_s=5e-6,
+        host_attend_bytes_per_s=_ATTENTION_SHARE * entry.host.bytes_per_s,
+        interconnect_bytes_per_s=entry.interconnect.bytes_per_s if entry.interconnect else None,
         date=entry.date,
         source={
             "h2d_bytes_per_s": link.source,
@@ -229,6 +245,10 @@ def _profile(name: str, entry: _Machine) -> HardwareProfile:
             "host_memory_bytes": "assumption: a usual host for this GPU",
             "copy_latency_s": fixed,
             "launch_latency_s": fixed,
+            "host_attend_bytes_per_s": "assumption: four fifths of the memory's theoretical rate",
+            "interconnect_bytes_per_s": entry.interconnect.source
+            if entry.interconnect
+            else "none: GPUs exchange over PCIe",
         },
     )
 

@@ -100,6 +100,8 @@ class HardwareProfile:
         gemm_while_h2d_flops_per_s: rate of matrix products while H2D is busy.
         h2d_while_host_bytes_per_s: H2D rate while all cores read host memory.
         host_while_h2d_bytes_per_s: rate of reading host memory while H2D is busy.
+        interconnect_bytes_per_s: rate from one GPU of the machine to another, or None: see
+            ``interconnect_rate``.
         gemm_curve: matrix products by number of tokens and element type.
         measurements: every measured figure with its spread, by name; for an emulated link also
             those of the real copies.
@@ -134,6 +136,7 @@ class HardwareProfile:
     gemm_while_h2d_flops_per_s: float | None = None
     h2d_while_host_bytes_per_s: float | None = None
     host_while_h2d_bytes_per_s: float | None = None
+    interconnect_bytes_per_s: float | None = None
     gemm_curve: tuple[GemmPoint, ...] = ()
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     emulates: str | None = None
@@ -210,6 +213,13 @@ class HardwareProfile:
         if self.host_attend_bytes_per_s is None:
             return self.host_bytes_per_s
         return self.host_attend_bytes_per_s
+
+    @property
+    def interconnect_rate(self) -> float:
+        """Bytes a second from one GPU to another; where there is no interconnect, the link's."""
+        if self.interconnect_bytes_per_s is None:
+            return min(self.h2d_bytes_per_s, self.d2h_bytes_per_s)
+        return self.interconnect_bytes_per_s
 
     @property
     def dram_rate(self) -> float:

@@ -25,7 +25,7 @@ from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
 from headrace.units import format_bytes, parse_bytes
 
-_RUNTIME_PATHS = ("resident", "stream", "recompute")
+_RUNTIME_PATHS: tuple[str, ...] = ("resident", "stream", "recompute")
 """The paths that the runtime takes; the planner knows more."""
 
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)

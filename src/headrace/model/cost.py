@@ -17,8 +17,8 @@ def kv_bytes_per_token(shape: ModelShape) -> int:
 
 
 def activation_bytes_per_token(shape: ModelShape) -> int:
-    """Return χ = p·d, the bytes of a cached token's X in one layer."""
-    return shape.dtype_bytes * shape.d_model
+    """Return χ = p·d, the bytes of a cached token's X in one layer (of one device's part of it)."""
+    return shape.dtype_bytes * shape.d_model // shape.activation_parts
 
 
 def rebuild_flops_per_token(shape: ModelShape) -> int:

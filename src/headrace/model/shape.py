@@ -34,6 +34,8 @@ class ModelShape:
         d_embed: width of the embedding where it is not ``d_model``, or None (OPT-350M projects).
         kv_widths: key/value heads and width of a head for each layer, where they differ between
             layers; empty where all are ``num_kv_heads`` × ``head_dim``.
+        activation_parts: devices over which X is divided on its way to all of them (tensor
+            parallelism); 1 where each device brings in the whole.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ModelShape:
     dtype: str = "bfloat16"
     d_embed: int | None = None
     kv_widths: tuple[tuple[int, int], ...] = ()
+    activation_parts: int = 1
 
     def __post_init__(self) -> None:
         if self.kv_widths and len(self.kv_widths) != self.num_layers:

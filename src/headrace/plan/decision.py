@@ -125,6 +125,7 @@ class Decider:
             self.workload.batches,
             schedule,
             serial=policy is Policy.KVPR and schedule is Schedule.ROW,
+            communication_s=self.options.communication_s,
         )
 
     def _paths(self, policy: Policy) -> tuple[str, ...]:
@@ -223,7 +224,7 @@ class Decider:
         everything = policy is Policy.RESIDENT
         rows = self.workload.rows
         placement = Placement.of(split, rows, admitted, pages, keep_all=everything)
-        if self.options.recompute_fraction is not None and split.recompute > 0:
+        if self.options.recompute_fraction is not None and "recompute" in self._paths(policy):
             placement = replace(placement, recompute=self.options.recompute_fraction)
         decision = self._decision(policy, schedule, placement, geometry, optimum)
         over = sum(decision.gpu_items.values()) - self.gpu_budget_bytes

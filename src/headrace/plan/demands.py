@@ -137,8 +137,6 @@ class StepWork:
         batches: groups in which the rows are worked on.
         schedule: the order, where there are several.
         serial: whether it is the paper's schedule, without look-ahead.
-        gathered_by: devices over which a layer's X is divided on its way to them all (tensor
-            parallelism; else 1).
         communication_s: seconds that the device spends on exchanging results with others.
     """
 
@@ -149,7 +147,6 @@ class StepWork:
     batches: int = 1
     schedule: Schedule = Schedule.ROW
     serial: bool = False
-    gathered_by: int = 1
     communication_s: float = 0.0
 
     @property
@@ -207,7 +204,7 @@ def _link_bytes(work: StepWork, paths: tuple[str, ...]) -> Iterator[tuple[str, f
             yield name, tokens * kv_bytes_per_token(group.shape)
     if "recompute" in paths:
         for name, group, tokens in _columns(work, "recompute"):
-            yield name, tokens * activation_bytes_per_token(group.shape) / work.gathered_by
+            yield name, tokens * activation_bytes_per_token(group.shape)
     yield WEIGHTS, float(all_layers_weight_bytes(work.shape) * work.passes)
 
 

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import activation_ratio
 from headrace.model.shape import ModelShape
+from headrace.plan.demands import Rate, Schedule
 from headrace.plan.outcome import Plan
 from headrace.plan.policies import Policy
+from headrace.plan.program import GPU_MEMORY
 from headrace.units import format_bytes, format_seconds
 
-_NAMES = {
+RESOURCE_NAMES = {
     "link": "link to the device",
     "store": "link to the host",
     "gpu": "device",
-    "host": "host's cores, after the dense work that they wait for,",
-    "dram": "host memory, which link and cores share,",
+    "host": "host's cores (with the dense work that they wait for)",
+    "dram": "host memory (which link and cores share)",
+}
+"""Resources (``demands.Resource``) in words."""
+_RATES = {
+    Rate.LINK: "a link",
+    Rate.STORE: "a link to the host",
+    Rate.ARITHMETIC: "a device whose arithmetic is",
+    Rate.DEVICE_MEMORY: "device memory",
+    Rate.HOST: "host cores that attend",
+    Rate.DRAM: "host memory",
 }
 _ABOUT_EQUAL = 0.95
 _NEAR_BOUND = 1.05
+_WORTH_SAYING = 0.1
+_STEP_UP = 0.1
 
 
 def shortfalls(
@@ -35,7 +50,7 @@ def shortfalls(
         )
     if plan.host_bytes > host_budget_bytes:
         lines.append(
-            f"It does not fit the host: the cache needs {format_bytes(plan.host_bytes)}, and "
+            f"It does not fit the host: it needs {format_bytes(plan.host_bytes)}, and "
             f"{format_bytes(host_budget_bytes)} are allowed; use fewer rows, a shorter context or "
             "more host memory."
         )
@@ -49,37 +64,113 @@ def shortfalls(
 
 def explain(shape: ModelShape, plan: Plan, profile: HardwareProfile) -> list[str]:
     """Return what bounds the plan's step and why, in lines of plain English."""
-    lines = [_bottleneck(plan)]
-    if plan.step_s > _NEAR_BOUND * plan.bound_s:
-        cause = (
-            "this schedule does not overlap the layers"
-            if plan.policy is Policy.KVPR
-            else "latencies, and waits between granules"
-        )
-        lines.append(f"A step takes {plan.step_s / plan.bound_s:.2f} times its bound: {cause}.")
-    ratio = activation_ratio(shape)
-    if plan.split.recompute > 0:
-        lines.append(
-            f"{plan.split.recompute:.1%} of the cached tokens are rebuilt from X, which has "
-            f"{ratio:.2f} times the bytes of their K/V."
-        )
-    elif plan.policy in (Policy.KVPR, Policy.RECOMPUTE) and ratio >= 1:
-        lines.append(f"Rebuilding saves no bytes: X has {ratio:.2f} times the bytes of K/V.")
-    elif plan.policy in (Policy.KVPR, Policy.RECOMPUTE):
-        lines.append("Rebuilding would not pay: the device has no time to spare.")
-    if shape.windowed_layers:
-        lines.append(
-            f"{shape.windowed_layers} of {shape.num_layers} layers attend to "
-            f"{shape.sliding_window} tokens only, which stay on the device."
-        )
-    if plan.split.resident < 1 and not plan.work_s["link"]:
-        lines.append("Nothing travels: the cached tokens are all in the newest blocks.")
-    return lines
+    return [
+        _bottleneck(plan),
+        *_sensitivity(plan),
+        *_distance(plan, profile),
+        *_paths(shape, plan),
+        *_weights(plan),
+        *_order(plan),
+    ]
 
 
 def _bottleneck(plan: Plan) -> str:
     first, second = sorted(plan.work_s, key=lambda name: -plan.work_s[name])[:2]
     busy = f"{format_seconds(plan.work_s[first])} of a step of {format_seconds(plan.step_s)}"
     if plan.work_s[second] > _ABOUT_EQUAL * plan.work_s[first]:
-        return f"The {_NAMES[first]} and the {_NAMES[second]} are about equally busy: {busy}."
-    return f"The {_NAMES[first]} is the bottleneck: it is busy for {busy}."
+        return f"The {RESOURCE_NAMES[first]} and the {RESOURCE_NAMES[second]} are about equally busy: {busy}."
+    return f"The {RESOURCE_NAMES[first]} is the bottleneck: it is busy for {busy}."
+
+
+def _sensitivity(plan: Plan) -> Iterator[str]:
+    """Yield shadow prices in words: what 10 % more of what binds would give."""
+    gains = sorted(
+        ((share, rate) for rate, share in plan.optimum.elasticity.items()),
+        key=lambda gain: -gain[0],
+    )
+    told = [
+        f"{_RATES[rate]} 10 % faster would give {share * _STEP_UP / (1 + _STEP_UP):.1%} more speed"
+        for share, rate in gains[:2]
+        if share >= _WORTH_SAYING
+    ]
+    if told:
+        yield f"By the shadow prices, {', '.join(told)}."
+    price = plan.optimum.prices.get(GPU_MEMORY, 0.0)
+    if price > 0 and plan.split.resident < 1:
+        yield (
+            "GPU memory binds too: what more of it would give is under 'what would help' "
+            "(more tokens, or weights, stay on the device)."
+        )
+
+
+def _distance(plan: Plan, profile: HardwareProfile) -> Iterator[str]:
+    """Yield what the distance between simulated step and bound goes to."""
+    if plan.step_s <= _NEAR_BOUND * plan.bound_s:
+        return
+    gap_s = plan.step_s - plan.bound_s
+    cause = (
+        "its layers do not overlap: the link waits for a layer's end, and the device for its X"
+        if plan.policy is Policy.KVPR and plan.schedule is Schedule.ROW
+        else "latencies of copies and kernels, and waits of lanes for each other"
+    )
+    copy_us, launch_us = profile.copy_latency_s * 1e6, profile.launch_latency_s * 1e6
+    latency = f"{copy_us:.0f} µs a copy, {launch_us:.0f} a kernel"
+    yield (
+        f"A step takes {plan.step_s / plan.bound_s:.2f} times its bound; the "
+        f"{format_seconds(gap_s)} between go to {cause} ({latency})."
+    )
+
+
+def _paths(shape: ModelShape, plan: Plan) -> Iterator[str]:
+    ratio = activation_ratio(shape)
+    if plan.split.recompute > 0:
+        yield (
+            f"{plan.split.recompute:.1%} of the cached tokens are rebuilt from X, which has "
+            f"{ratio:.2f} times the bytes of their K/V."
+        )
+    elif plan.policy in (Policy.KVPR, Policy.RECOMPUTE, Policy.AUTO) and ratio >= 1:
+        yield f"Rebuilding saves no bytes: X has {ratio:.2f} times the bytes of K/V."
+    elif plan.policy in (Policy.KVPR, Policy.RECOMPUTE):
+        yield "Rebuilding would not pay: the device has no time to spare."
+    if 0 < plan.split.resident < 1:
+        yield (
+            f"{plan.split.resident:.1%} of the cached tokens stay on the device: as many as its "
+            "memory holds besides weights, staging and workspace."
+        )
+    if plan.split.host > 0:
+        yield (
+            f"{plan.split.host:.1%} of the cached tokens are attended to by the host's cores, "
+            "where they lie."
+        )
+    if shape.windowed_layers:
+        yield (
+            f"{shape.windowed_layers} of {shape.num_layers} layers attend to "
+            f"{shape.sliding_window} tokens only, which stay on the device."
+        )
+    if plan.split.resident < 1 and not plan.work_s["link"] and not plan.split.host:
+        yield "Nothing travels: the cached tokens are all in the newest blocks."
+
+
+def _weights(plan: Plan) -> Iterator[str]:
+    if plan.weights_streamed > 0:
+        yield (
+            f"{plan.weights_streamed:.1%} of the layers' weights are on the host and streamed in "
+            "every step: the device's memory does not hold them, or is better used for the cache."
+        )
+
+
+def _order(plan: Plan) -> Iterator[str]:
+    """Yield why row-by-row or column-by-column."""
+    batches = plan.workload.batches
+    if batches == 1:
+        return
+    if plan.schedule is Schedule.COLUMN:
+        yield (
+            f"Column-by-column: a layer's weights are used once for all {batches} batches, instead "
+            f"of {batches} times."
+        )
+    else:
+        yield (
+            f"Row-by-row: the {batches} batches go through the layers one after the other; to use "
+            "weights once for all of them would not be faster."
+        )

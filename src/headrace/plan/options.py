@@ -50,6 +50,7 @@ class PlanOptions:
         schedule: row-by-row or column-by-column; None: the faster one, where there are batches.
         prefill_rows: rows whose prompts go through the model at once; None: as many as keep a
             twentieth of the device's budget.
+        communication_s: seconds of a step in which the device exchanges results with others.
     """
 
     policy: Policy = Policy.AUTO
@@ -61,6 +62,7 @@ class PlanOptions:
     stream_weights: bool = True
     schedule: Schedule | None = None
     prefill_rows: int | None = None
+    communication_s: float = 0.0
 
     @classmethod
     def checked(
@@ -90,7 +92,8 @@ class PlanOptions:
                 f"policy {chosen.value!r} needs the paths {', '.join(POLICY_PATHS[chosen])}, but "
                 f"paths allows only {', '.join(allowed)}; change policy or paths"
             )
-        for setting, value in (("gpu_memory", gpu_memory_bytes), ("host_memory", host_memory_bytes)):
+        budgets = {"gpu_memory": gpu_memory_bytes, "host_memory": host_memory_bytes}
+        for setting, value in budgets.items():
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{setting} is {value} bytes; it must be above 0")
         return cls(
@@ -110,9 +113,7 @@ def _named(kind: type[Kind], setting: str, value: str) -> Kind:
     try:
         return kind(value)
     except ValueError:
-        raise ConfigurationError(
-            f"{setting} is {value!r}; allowed are {', '.join(kind)}"
-        ) from None
+        raise ConfigurationError(f"{setting} is {value!r}; allowed are {', '.join(kind)}") from None
 
 
 def _checked_paths(paths: Sequence[str]) -> tuple[str, ...]:

@@ -24,13 +24,14 @@ class Plan:
         hardware: name of the machine's profile.
         origin: what the figures rest on, in words: they are predicted, from rates of some origin.
         workload: the batch.
-        policy: the policy; never ``auto``.
+        policy: the policy; ``auto`` where it is a mixture that has no other name.
         schedule: the order of a step's operations, where the rows are worked on in batches.
         split: how the cached tokens in pages are divided in the middle of the decoding.
         admission: how those of the prompt are divided when a row is admitted; newer ones are K/V.
         placement: where cached tokens are kept.
         geometry: how the cache is cut.
         weights_streamed: share of the layers' weights that is streamed in every step.
+        communication_s: seconds of a step in which the device exchanges results with others.
         prefill_rows: rows whose prompts go through the model at once.
         granule_pages: pages of K/V in a granule.
         gpu_items: bytes on the device, by item.
@@ -57,6 +58,7 @@ class Plan:
     placement: Placement
     geometry: Geometry
     weights_streamed: float
+    communication_s: float
     prefill_rows: int
     granule_pages: int
     gpu_items: Mapping[str, int]

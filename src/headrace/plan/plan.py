@@ -183,14 +183,22 @@ class Planner:
         reasons = (*lacking, *explain(self.shape, plan, self.profile))
         return replace(plan, feasible=not lacking, reasons=reasons)
 
+    @cached_property
+    def _stream_steps_s(self) -> dict[Schedule, float]:
+        return {}
+
     def _stream_step_s(self, plan: Plan) -> float:
         """Return the step time of ``stream``, in the plan's own order of operations."""
         if plan.policy is Policy.STREAM:
-            return plan.step_s
+            self._stream_steps_s[plan.schedule] = plan.step_s
+        if plan.schedule in self._stream_steps_s:
+            return self._stream_steps_s[plan.schedule]
         paths = tuple(dict.fromkeys((*self.options.paths, "stream")))
         options = replace(self.options, paths=paths, recompute_fraction=None)
         decider = replace(self.decider, options=options)
-        return self._predicted(decider.decide(Policy.STREAM, plan.schedule), 0.0).step_s
+        stream = self._predicted(decider.decide(Policy.STREAM, plan.schedule), 0.0)
+        self._stream_steps_s[plan.schedule] = stream.step_s
+        return stream.step_s
 
     def _predicted(self, decision: Decision, solve_s: float) -> Plan:
         """Return a plan with its figures, without judgement and comparison."""
@@ -209,6 +217,7 @@ class Planner:
                 decision.geometry.ring_slots,
                 decision.schedule,
                 decision.weights_streamed,
+                self.options.communication_s / shape.num_layers,
             ),
         )
         steps = _SIMULATED_STEPS if len(program.operations) < _MANY_OPERATIONS else 2
@@ -227,6 +236,7 @@ class Planner:
             placement=decision.placement,
             geometry=decision.geometry,
             weights_streamed=decision.weights_streamed,
+            communication_s=self.options.communication_s,
             prefill_rows=decision.prefill_rows,
             granule_pages=decision.geometry.pages_per_granule(kv_bytes_per_token(shape)),
             gpu_items=decision.gpu_items,
@@ -253,7 +263,13 @@ def plan_program(plan: Plan, shape: ModelShape, context: int | None = None) -> P
     )
     return step_program(
         DecodeWork(shape, workload.batch_rows, context, split, geometry),
-        StepOrder(plan.policy, geometry.ring_slots, plan.schedule, plan.weights_streamed),
+        StepOrder(
+            plan.policy,
+            geometry.ring_slots,
+            plan.schedule,
+            plan.weights_streamed,
+            plan.communication_s / shape.num_layers,
+        ),
     )
 
 

@@ -44,16 +44,20 @@ def test_recompute_reaches_twice_the_speed_of_stream():
 
 
 def test_auto_takes_the_fastest_that_fits():
-    assert make_plan(OPT, LONG, A100).policy is Policy.RECOMPUTE
+    mixed = make_plan(OPT, LONG, A100)
+    singles = [make_plan(OPT, LONG, A100, policy=one) for one in ("stream", "recompute", "host")]
+    assert mixed.policy is Policy.AUTO
+    assert mixed.step_s < min(plan.step_s for plan in singles)
     assert make_plan(OPT, Workload(1, 1024, 32), A100).policy is Policy.RESIDENT
     llama = published_shape("llama-3-8b")
-    stream = make_plan(llama, Workload(64, 4096, 32), A100)
-    assert stream.policy is Policy.STREAM
-    assert stream.feasible
+    without = make_plan(llama, Workload(64, 4096, 32), A100, paths=("stream", "recompute"))
+    assert without.policy is Policy.STREAM
+    assert without.feasible
 
 
 def test_what_does_not_fit_is_said():
-    plan = make_plan(published_shape("llama-3-70b"), LONG, A100)
+    kept = {"stream_weights": False}
+    plan = make_plan(published_shape("llama-3-70b"), LONG, A100, **kept)
     assert not plan.feasible
     assert "It does not fit the device" in plan.reasons[0]
     assert "131.4 GiB weights" in plan.reasons[0]
@@ -65,12 +69,24 @@ def test_what_does_not_fit_is_said():
     assert "positions for 2048" in too_long.reasons[0]
 
 
-def test_a_budget_is_kept():
-    plan = make_plan(OPT, LONG, A100, policy="recompute", gpu_memory_bytes=29 * 2**29)
-    free = make_plan(OPT, LONG, A100, policy="recompute")
+def test_weights_that_do_not_fit_are_streamed():
+    plan = make_plan(published_shape("llama-3-70b"), LONG, A100)
     assert plan.feasible
-    assert plan.gpu_bytes <= 29 * 2**29 < free.gpu_bytes
-    beyond = make_plan(OPT, LONG, A100, policy="resident", gpu_memory_bytes=2**40)
+    assert 0.7 < plan.weights_streamed < 1
+    assert plan.gpu_items["weight_slots"] > 0
+    assert plan.host_items["weights"] > 90 * 2**30
+
+
+def test_a_budget_is_kept():
+    budget = 29 * 2**29
+    kept = {"policy": "recompute", "stream_weights": False}
+    plan = make_plan(OPT, LONG, A100, **kept, gpu_memory_bytes=budget)
+    free = make_plan(OPT, LONG, A100, **kept)
+    assert plan.feasible
+    assert plan.gpu_bytes <= budget < free.gpu_bytes
+    beyond = make_plan(
+        OPT, LONG, A100, policy="resident", stream_weights=False, gpu_memory_bytes=2**40
+    )
     assert not beyond.feasible
 
 
@@ -82,7 +98,7 @@ def test_memory_items():
     assert plan.gpu_bytes == sum(plan.gpu_items.values())
     assert plan.host_items["activations"] == 512 * 64 * 32 * 8192
     assert plan.host_items["kv"] == 576 * 64 * 32 * 16384
-    resident = make_plan(OPT, LONG, A100, policy="resident")
+    resident = make_plan(OPT, LONG, A100, policy="resident", stream_weights=False)
     assert resident.gpu_items["resident_kv"] == 1056 * 64 * 32 * 16384
     assert resident.gpu_items["tail"] == resident.gpu_items["staging"] == resident.host_bytes == 0
 
@@ -105,7 +121,8 @@ def test_the_prompt_makes_up_for_new_tokens():
     ("settings", "message"),
     [
         ({"policy": "fast"}, "policy is 'fast'; allowed are resident, stream"),
-        ({"policy": "host"}, "not available yet"),
+        ({"paths": ("air",)}, "paths is air; allowed are some of resident"),
+        ({"policy": "host", "paths": ("stream",)}, "policy 'host' needs the paths host"),
         ({"recompute_fraction": 1.2}, "recompute_fraction is 1.2"),
         ({"policy": "stream", "recompute_fraction": 0.5}, "rebuilds nothing"),
     ],
