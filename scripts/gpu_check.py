@@ -52,6 +52,7 @@ class Workload:
         rows: sequences.
         prompt_len: tokens of each prompt.
         policies: what is compared.
+        gpu_memory: budget of device memory, which stands for a smaller card; None: all of it.
     """
 
     model: str
@@ -59,10 +60,15 @@ class Workload:
     rows: int
     prompt_len: int
     policies: tuple[str, ...] = ("stream", "kvpr", "recompute")
+    gpu_memory: str | None = None
 
 
 WORKLOADS = {
     "opt-6.7b": Workload("opt-6.7b", None, 64, 1024),
+    "opt-6.7b-24gib": Workload(
+        "opt-6.7b", None, 64, 1024, ("stream", "recompute", "auto"), "24GiB"
+    ),
+    "llama-3-8b-24gib": Workload("llama-3-8b", None, 64, 2048, ("stream", "auto"), "24GiB"),
     "opt-6.7b-paper": Workload("opt-6.7b", None, 64, 128),
     "opt-30b-slice": Workload("opt-30b", 12, 64, 1024),
     "llama-3-8b": Workload("llama-3-8b", None, 32, 2048, ("stream", "resident")),
@@ -161,13 +167,16 @@ def measure(name: str) -> Callable[[Path, Callable[[str], None]], dict[str, Any]
             torch.ones_like(ids),
             profile,
             workload.policies,
-            MeasureOptions(rounds=2, steps_per_round=4, one_at_a_time=True),
+            MeasureOptions(
+                rounds=2, steps_per_round=4, one_at_a_time=True, gpu_memory=workload.gpu_memory
+            ),
             label=loaded.name,
             progress=lambda line: say(f"  {line}"),
         )
         say(comparison_table(measured))
         rate = profile.h2d_bytes_per_s
         say(f"link: {[f'{one.link_bytes_per_s / rate:.1%}' for one in measured]} of the profile's")
+        say(f"peak of device memory: {[one.peak_gpu_bytes for one in measured]} bytes")
         say(f"reserved further while decoding: {[one.grown_bytes for one in measured]} bytes")
         write_page(directory / f"{name}.timeline.html", measured, profile, f"headrace: {name}")
         return {
@@ -218,19 +227,21 @@ def _audit_lines(data: dict[str, Any]) -> list[str]:
 
 def _policy_lines(data: dict[str, Any]) -> list[str]:
     work = data["workload"]
+    budget = f", within {work['gpu_memory']}" if work.get("gpu_memory") else ""
     rate = data["profile"]["h2d_bytes_per_s"]
     lines = [
         f"{work['model']}, {work['layers'] or 'all'} layers, {work['rows']} rows × "
-        f"{work['prompt_len']} tokens; link {rate / 1e9:.1f} GB/s",
+        f"{work['prompt_len']} tokens{budget}; link {rate / 1e9:.1f} GB/s",
         "",
-        "| policy | rebuilt | step | predicted | bound | link rate | link busy | GPU busy | "
+        "| policy | resident | rebuilt | step | predicted | bound | link rate | link busy | GPU busy | "
         "over stream |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in data["policies"]:
         speed = one["speedup_over_stream"]
         lines.append(
-            f"| {one['policy']} | {one['recompute_fraction']:.0%} | {one['step_s'] * 1e3:.1f} ms | "
+            f"| {one['policy']} | {one.get('resident_fraction', 0.0):.0%} | "
+            f"{one['recompute_fraction']:.0%} | {one['step_s'] * 1e3:.1f} ms | "
             f"{one['predicted_step_s'] * 1e3:.1f} ms | {one['bound_s'] * 1e3:.1f} ms | "
             f"{one['link_bytes_per_s'] / rate:.1%} | {one['link_busy']:.1%} | "
             f"{one['device_busy']:.1%} | {'' if speed is None else f'{speed:.2f} ×'} |"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "policy",
+    "resident",
     "rebuilt",
     "step",
     "predicted",
@@ -31,6 +32,7 @@ def comparison_table(measured: list[PolicyMeasurement]) -> str:
     rows = [
         (
             one.policy,
+            f"{one.resident_fraction:.0%}",
             f"{one.recompute_fraction:.0%}",
             _milliseconds(one.step_s),
             _milliseconds(one.predicted_step_s),
@@ -86,6 +88,7 @@ def comparison_json(measured: list[PolicyMeasurement]) -> dict[str, Any]:
                 "policy": one.policy,
                 "origin": one.origin.value,
                 "recompute_fraction": one.recompute_fraction,
+                "resident_fraction": one.resident_fraction,
                 "prefill_s": one.prefill_s,
                 "step_s": one.step_s,
                 "step_s_min": one.step_s_range[0],

@@ -30,6 +30,7 @@ class PolicyMeasurement:
         policy: the policy.
         origin: measured, or emulated when the link was slowed down on purpose.
         recompute_fraction: share of the prompts that is kept as X.
+        resident_fraction: share of the prompts whose K/V stay on the device.
         prefill_s: seconds to the first token.
         step_s: median seconds of a decode step.
         step_s_range: least and largest.
@@ -52,6 +53,7 @@ class PolicyMeasurement:
     policy: str
     origin: Origin
     recompute_fraction: float
+    resident_fraction: float
     prefill_s: float
     step_s: float
     step_s_range: tuple[float, float]
@@ -253,6 +255,7 @@ class _PolicyRun:
             policy=self.policy,
             origin=cache.origin,
             recompute_fraction=cache.recompute_fraction,
+            resident_fraction=cache.resident_fraction,
             prefill_s=self._batch.forward_s[0],
             step_s=statistics.median(self._steps_s),
             step_s_range=(min(self._steps_s), max(self._steps_s)),

@@ -269,6 +269,7 @@ def _paper_a100() -> HardwareProfile:
         host_bytes_per_s=math.inf,
         device_memory_bytes=40 * _GIB,
         host_memory_bytes=2**50,
+        host_attends=False,
         date="2024-11",
         source={
             "h2d_bytes_per_s": paper,

@@ -102,6 +102,8 @@ class HardwareProfile:
         host_while_h2d_bytes_per_s: rate of reading host memory while H2D is busy.
         interconnect_bytes_per_s: rate from one GPU of the machine to another, or None: see
             ``interconnect_rate``.
+        host_attends: whether the host's cores can attend; false where a machine's figures say
+            nothing of them.
         gemm_curve: matrix products by number of tokens and element type.
         measurements: every measured figure with its spread, by name; for an emulated link also
             those of the real copies.
@@ -137,6 +139,7 @@ class HardwareProfile:
     h2d_while_host_bytes_per_s: float | None = None
     host_while_h2d_bytes_per_s: float | None = None
     interconnect_bytes_per_s: float | None = None
+    host_attends: bool = True
     gemm_curve: tuple[GemmPoint, ...] = ()
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     emulates: str | None = None

@@ -196,6 +196,11 @@ class HostCache(Cache):
         return 0.0 if self._planned is None else self._planned.settings.split.recompute
 
     @property
+    def resident_fraction(self) -> float:
+        """Share of each prompt's tokens whose K/V stay on the device."""
+        return 0.0 if self._planned is None else self._planned.settings.split.resident
+
+    @property
     def link_bytes_per_step(self) -> int:
         """Bytes that a decode step over the cache as it is brings to the device."""
         return self.paged.decode_program().link_bytes

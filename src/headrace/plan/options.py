@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
 from headrace.errors import ConfigurationError
+from headrace.hardware.profile import HardwareProfile
 from headrace.plan.demands import PATHS, Schedule
 from headrace.plan.policies import Policy
 
@@ -107,6 +108,22 @@ class PlanOptions:
             None if schedule is None else _named(Schedule, "schedule", schedule),
             prefill_rows,
         )
+
+    def on(self, profile: HardwareProfile) -> PlanOptions:
+        """Return the same, without paths that the machine lacks.
+
+        Raises:
+            ConfigurationError: the policy needs such a path.
+        """
+        if profile.host_attends or "host" not in self.paths:
+            return self
+        left = tuple(path for path in self.paths if path != "host")
+        if self.policy is Policy.HOST or not left:
+            raise ConfigurationError(
+                f"policy {self.policy.value!r} lets the host attend, and the figures of "
+                f"{profile.name} say nothing of its cores; choose another policy or hardware"
+            )
+        return replace(self, paths=left)
 
 
 def _named(kind: type[Kind], setting: str, value: str) -> Kind:
