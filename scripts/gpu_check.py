@@ -233,8 +233,8 @@ def _policy_lines(data: dict[str, Any]) -> list[str]:
         f"{work['model']}, {work['layers'] or 'all'} layers, {work['rows']} rows × "
         f"{work['prompt_len']} tokens{budget}; link {rate / 1e9:.1f} GB/s",
         "",
-        "| policy | resident | rebuilt | step | predicted | bound | link rate | link busy | GPU busy | "
-        "over stream |",
+        "| policy | resident | rebuilt | step | predicted | bound | link rate | link busy | "
+        "GPU busy | over stream |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in data["policies"]:

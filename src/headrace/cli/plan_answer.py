@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,7 +41,7 @@ class Question:
     workload: Workload
     profile: HardwareProfile
     options: PlanOptions
-    cluster: Cluster = Cluster()
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,9 @@ def _helps(answer: Answer) -> Iterator[str]:
 def _generation(answer: Answer) -> Iterator[str]:
     """Yield what the whole generation takes."""
     found = answer.forecast
-    yield f"first token after {format_seconds(found.ttft_s)}, all in {format_seconds(found.total_s)}"
+    yield (
+        f"first token after {format_seconds(found.ttft_s)}, all in {format_seconds(found.total_s)}"
+    )
     if found.step_s:
         yield (
             f"steps from {format_seconds(found.step_s[0])} (context {found.contexts[0]:,}) to "

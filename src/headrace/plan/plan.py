@@ -96,13 +96,19 @@ class Planner:
         shape: the model.
         workload: the batch.
         profile: the machine.
-        options: how to plan.
+        options: how to plan; paths that the machine lacks are left out of them.
+
+    Raises:
+        ConfigurationError: the policy needs a path that the machine lacks.
     """
 
     shape: ModelShape
     workload: Workload
     profile: HardwareProfile
     options: PlanOptions = field(default_factory=PlanOptions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", self.options.on(self.profile))
 
     @cached_property
     def decider(self) -> Decider:
