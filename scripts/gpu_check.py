@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, required=True, metavar="DIRECTORY")
-    parser.add_argument("--commit", help="of this tree, where git is not there to ask")
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
     parser.add_argument("--limit-s", type=float, default=500.0, help="start no part after this")
     args = parser.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS]
@@ -283,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             torch.cuda.empty_cache()
         where = environment()
-        where["commit"] = where["commit"] or args.commit
+        where["commit"] = args.commit or where["commit"]
         data = {"schema_version": 1, "environment": where, **data}
         (args.output / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
         if data.get("passed") is False:

@@ -122,7 +122,13 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     )
     yield link("decoding's weights", "dense_bytes_per_s", "alone, reading weights")
     yield link("host's attention", "host_attend_bytes_per_s", "alone, reading K/V")
-    for label, name in (("a small copy", "copy_latency_s"), ("a small kernel", "launch_latency_s")):
+    for label, name in (
+        ("a small copy", "copy_latency_s"),
+        ("a small kernel", "launch_latency_s"),
+        ("the least attention", "attend_call_s"),
+        ("the least rebuild", "rebuild_call_s"),
+        ("the least merge", "merge_call_s"),
+    ):
         yield _Figure(label, getattr(profile, name), name, "in a row of its like", format_seconds)
 
 

@@ -31,12 +31,15 @@ from headrace.hardware.probe_figures import (
 )
 from headrace.hardware.profile import HardwareProfile, Measurement
 from headrace.timeline import Origin
-from headrace.units import format_flops, format_rate
+from headrace.units import format_flops, format_rate, format_seconds
 
 EXTRA_FIELDS = (
     "attend_bytes_per_s",
+    "attend_call_s",
     "dense_bytes_per_s",
     "host_attend_bytes_per_s",
+    "merge_call_s",
+    "rebuild_call_s",
     "rebuild_flops_per_s",
 )
 """Fields of a profile that ``extra_probes`` fill; other extra probes are kept as measurements."""
@@ -80,7 +83,7 @@ def profile_machine(
             ``measurements`` whose names begin with ``unpaced_``.
         quick: fewer sizes and repeats: under 10 s instead of under 60.
         progress: is called with a line of text for each figure.
-        extra_probes: callables that measure once and return bytes a second; see
+        extra_probes: callables that measure once; see
             ``add_extra_probes``.
         effort: how much is measured, instead of what ``quick`` chooses.
 
@@ -156,7 +159,7 @@ def add_extra_probes(
     Args:
         profile: what was measured so far.
         extra_probes: by name, a callable that measures once and returns bytes, or FLOPs,
-            a second. It is called once more to warm up. The names of ``EXTRA_FIELDS`` become
+            a second, or seconds. It is called once more to warm up. The names of ``EXTRA_FIELDS`` become
             fields of the profile; all are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.
@@ -166,10 +169,16 @@ def add_extra_probes(
         probe()
         measured[name] = Measurement.of([probe() for _ in range(repeats)])
         if progress:
-            shown = format_flops if name.endswith("_flops_per_s") else format_rate
-            progress(f"{name}: {shown(measured[name].median)}")
+            progress(f"{name}: {_words(name, measured[name].median)}")
     if not measured:
         return profile
     figures = {name: found.median for name, found in measured.items() if name in EXTRA_FIELDS}
     together = {**profile.measurements, **measured}
     return replace(profile, measurements=together, **figures)  # type: ignore[arg-type]
+
+
+def _words(name: str, figure: float) -> str:
+    """Return a figure as its name says: FLOPs a second, bytes a second, or seconds."""
+    if name.endswith("_flops_per_s"):
+        return format_flops(figure)
+    return format_rate(figure) if name.endswith("_per_s") else format_seconds(figure)

@@ -19,6 +19,14 @@ DEVICES = ("cpu", "cuda")
 _LINK_SHARE = 0.9
 """Most of the host memory's rate that the link takes while the cores read too."""
 
+_DURATIONS = (
+    "copy_latency_s",
+    "launch_latency_s",
+    "attend_call_s",
+    "merge_call_s",
+    "rebuild_call_s",
+)
+
 RatePoint = tuple[int, float]
 """Bytes of one transfer, and the rate in bytes a second that transfers of that size reach."""
 
@@ -90,6 +98,10 @@ class HardwareProfile:
         dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``.
         host_attend_bytes_per_s: rate at which the host's attention reads K/V, or None: see
             ``host_attend_rate``.
+        attend_call_s: what attending to a granule on the device takes, however small it is, or None:
+            see ``call_s``.
+        merge_call_s: what merging a layer's partial results takes, however few they are, or None.
+        rebuild_call_s: what rebuilding a granule takes, however small it is, or None.
         rebuild_flops_per_s: rate at which K/V are rebuilt from staged X, layout and norms and
             rotation included, or None: see ``rebuild_rate``.
         h2d_curve: rate by transfer size, ascending by size.
@@ -129,6 +141,9 @@ class HardwareProfile:
     attend_bytes_per_s: float | None = None
     dense_bytes_per_s: float | None = None
     host_attend_bytes_per_s: float | None = None
+    attend_call_s: float | None = None
+    merge_call_s: float | None = None
+    rebuild_call_s: float | None = None
     rebuild_flops_per_s: float | None = None
     h2d_curve: tuple[RatePoint, ...] = ()
     d2h_curve: tuple[RatePoint, ...] = ()
@@ -156,11 +171,11 @@ class HardwareProfile:
         for label, value in self._positive_figures():
             if not value > 0:
                 raise ProfileError(f"profile {self.name}: {label} is {value}; it must be above 0")
-        for label in ("copy_latency_s", "launch_latency_s"):
-            if not 0 <= getattr(self, label) < math.inf:
+        for label in _DURATIONS:
+            value = getattr(self, label)
+            if value is not None and not 0 <= value < math.inf:
                 raise ProfileError(
-                    f"profile {self.name}: {label} is {getattr(self, label)}; "
-                    "it must be finite and not negative"
+                    f"profile {self.name}: {label} is {value}; it must be finite and not negative"
                 )
 
     def gemm_rate(self, dtype: str) -> float:

@@ -11,24 +11,33 @@ from headrace.hardware import store
 from headrace.hardware.probes import add_extra_probes
 from headrace.hardware.profile_file import load_profile, profile_from_json, profile_to_json
 from headrace.hardware.store import profile_path
-from headrace.hf import machine
-from headrace.hf.machine import (
+from headrace.hf import model_probes
+from headrace.hf.machine import machine_profile, shape_of
+from headrace.hf.model_probes import (
+    attend_call_s,
     attend_rate,
     dense_rate,
-    machine_profile,
+    merge_call_s,
+    rebuild_call_s,
     rebuild_rate,
-    shape_of,
 )
 
-FIGURES = ("attend_bytes_per_s", "dense_bytes_per_s", "rebuild_flops_per_s")
+FIGURES = (
+    "attend_bytes_per_s",
+    "attend_call_s",
+    "dense_bytes_per_s",
+    "merge_call_s",
+    "rebuild_call_s",
+    "rebuild_flops_per_s",
+)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Small probes: no figure is judged here."""
-    monkeypatch.setattr(machine, "_GRANULE_BYTES", 1 << 20)
-    monkeypatch.setattr(machine, "_REBUILT_BYTES", 1 << 20)
-    monkeypatch.setattr(machine, "_REPEATS", 2)
+    monkeypatch.setattr(model_probes, "_GRANULE_BYTES", 1 << 20)
+    monkeypatch.setattr(model_probes, "_REBUILT_BYTES", 1 << 20)
+    monkeypatch.setattr(model_probes, "_REPEATS", 2)
 
 
 @pytest.fixture
@@ -54,8 +63,12 @@ def test_the_shape_is_the_models_in_the_dtype_of_its_weights(demo):
 
 def test_rates_of_the_demo_are_positive(demo, small):
     shape = shape_of(demo.model)
+    cache = (shape, torch.device("cpu"), torch.float32)
     for rate in (
-        attend_rate(shape, torch.device("cpu"), torch.float32),
+        attend_rate(*cache),
+        attend_call_s(*cache),
+        merge_call_s(*cache),
+        rebuild_call_s(demo.model, shape),
         rebuild_rate(demo.model, shape),
         dense_rate(demo.model, shape),
     ):
@@ -76,9 +89,10 @@ def test_a_model_that_cannot_be_rebuilt_has_a_rate_without_limit(demo, monkeypat
         projections = ("not found",) * 6
 
     shape = shape_of(demo.model)
-    monkeypatch.setattr(machine, "attach", lambda model: Attachment)
-    monkeypatch.setattr(machine, "detach", lambda model: None)
+    monkeypatch.setattr(model_probes, "attach", lambda model: Attachment)
+    monkeypatch.setattr(model_probes, "detach", lambda model: None)
     assert rebuild_rate(demo.model, shape) == math.inf
+    assert rebuild_call_s(demo.model, shape) == 0
 
 
 def test_a_rate_without_limit_can_be_stored(emulated):
@@ -88,9 +102,9 @@ def test_a_rate_without_limit_can_be_stored(emulated):
 
 def test_the_median_leaves_the_warm_up_out(monkeypatch):
     moments = iter([0.0, 100.0, 100.0, 101.0, 101.0, 104.0, 104.0, 106.0])
-    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
-    monkeypatch.setattr(machine, "_REPEATS", 3)
-    assert machine._median_s(lambda: None, torch.device("cpu")) == 2.0
+    monkeypatch.setattr(model_probes, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    monkeypatch.setattr(model_probes, "_REPEATS", 3)
+    assert model_probes._median_s(lambda: None, torch.device("cpu")) == 2.0
 
 
 def test_the_machine_is_measured_once_at_the_models_shapes(demo, probes):

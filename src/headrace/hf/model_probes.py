@@ -1,0 +1,188 @@
+"""What a machine makes of a model's own work: rates, and what a call takes however small.
+
+Attention and rebuilding are those that decoding runs, so that layout, norms, rotation and the
+launching of kernels are counted.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from headrace.hf.attachment import attach, detach
+from headrace.model.cost import (
+    head_weight_bytes,
+    layer_weight_bytes,
+    rebuild_flops_per_token,
+)
+from headrace.model.projection import LayerProjection
+from headrace.model.shape import ModelShape
+from headrace.runtime.attention import EntryTable, Partial, Scoring
+from headrace.runtime.granules import Granule
+from headrace.runtime.layer_attention import LayerAttention, attend_granule
+from headrace.runtime.pages import PageKind
+
+_PAGE_TOKENS = 64
+_GRANULE_BYTES = 1 << 26
+_GRANULES_IN_A_ROW = 4
+_CALLS_IN_A_ROW = 16
+_REBUILT_BYTES = 1 << 24
+_WORKSPACE_BYTES = 1 << 28
+_DENSE_ROWS = 8
+_REPEATS = 7
+
+
+def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
+    """Measure once at which rate decode attention reads the keys and values of a granule.
+
+    Args:
+        shape: the model.
+        device: where it runs.
+        dtype: of keys and values.
+
+    Returns:
+        Bytes a second.
+    """
+    page_bytes = 2 * shape.d_kv * _PAGE_TOKENS * dtype.itemsize
+    pages = max(2, _GRANULE_BYTES // page_bytes)
+    attend = _attending(shape, device, dtype, pages)
+    seconds = _median_s(attend, device, _GRANULES_IN_A_ROW)
+    return pages * page_bytes / seconds
+
+
+def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
+    """Measure once how many seconds attending to a granule takes, however small it is."""
+    return _median_s(_attending(shape, device, dtype, 2), device, _CALLS_IN_A_ROW)
+
+
+def merge_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
+    """Measure once how many seconds merging a layer's results takes, however few they are."""
+    query, granule = _queries(shape, device, dtype), _granule(2, device)
+    table = EntryTable.of([[0, 2], [1, 3]], device)
+    sizes = query.shape[:3]
+    part = Partial(
+        query.float(), torch.zeros(sizes, device=device), torch.ones(sizes, device=device)
+    )
+
+    def merge() -> None:
+        attention = LayerAttention(query, [granule], table, _WORKSPACE_BYTES)
+        attention.add_granule(granule, part)
+        attention.add_new(part)
+        attention.merge()
+
+    return _median_s(merge, device, _CALLS_IN_A_ROW)
+
+
+def _attending(
+    shape: ModelShape, device: torch.device, dtype: torch.dtype, pages: int
+) -> Callable[[], object]:
+    """Return work that attends to a granule of so many pages."""
+    size = (pages, shape.num_kv_heads, _PAGE_TOKENS, shape.head_dim)
+    key = torch.randn(size, device=device).to(dtype)
+    value = torch.randn(size, device=device).to(dtype)
+    query, granule = _queries(shape, device, dtype), _granule(pages, device)
+    scoring = Scoring(shape.head_dim**-0.5)
+    return lambda: attend_granule(granule, query, key, value, scoring, _WORKSPACE_BYTES)
+
+
+def _queries(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return grouped queries of two rows ``[B, H, G, D]``."""
+    group = shape.num_heads // shape.num_kv_heads
+    return torch.randn((2, shape.num_kv_heads, group, shape.head_dim), device=device).to(dtype)
+
+
+def _granule(pages: int, device: torch.device) -> Granule:
+    """Return a granule of pages of two rows."""
+    row = [page * 2 // pages for page in range(pages)]
+    return Granule(
+        kind=PageKind.KV,
+        pages=tuple(range(pages)),
+        tokens=pages * _PAGE_TOKENS,
+        entry_page=None,
+        entry_rows=tuple(row),
+        entry_row=torch.tensor(row, device=device),
+        rows=torch.arange(2, device=device),
+        table=EntryTable.of([], device),
+        visible=None,
+        page_index=torch.arange(pages, device=device),
+    )
+
+
+def rebuild_rate(model: nn.Module, shape: ModelShape) -> float:
+    """Measure once at which rate a granule's keys and values are rebuilt from X.
+
+    Returns:
+        FLOPs a second, counting those of the projections alone; the plain rate of matrix products
+        would leave out the layout, norms and rotation. Infinite where nothing can be rebuilt.
+    """
+    parameter = next(model.parameters())
+    pages = max(1, _REBUILT_BYTES // (_PAGE_TOKENS * shape.d_model * parameter.element_size()))
+    # A GPU's first rebuild in a row also takes the time to launch it; a CPU has no such queue.
+    seconds = _rebuild_s(model, shape, pages, _GRANULES_IN_A_ROW if parameter.is_cuda else 1)
+    flops = pages * _PAGE_TOKENS * rebuild_flops_per_token(shape)
+    return flops / seconds if seconds else math.inf
+
+
+def rebuild_call_s(model: nn.Module, shape: ModelShape) -> float:
+    """Measure once how many seconds rebuilding a granule takes, however small it is.
+
+    Returns:
+        Seconds; 0 where nothing can be rebuilt.
+    """
+    return _rebuild_s(model, shape, 1, _CALLS_IN_A_ROW)
+
+
+def _rebuild_s(model: nn.Module, shape: ModelShape, pages: int, in_a_row: int) -> float:
+    attachment = attach(model)
+    try:
+        usable = [one for one in attachment.projections if isinstance(one, LayerProjection)]
+        if not usable:
+            return 0.0
+        parameter = next(model.parameters())
+        size = (pages, _PAGE_TOKENS, shape.d_model)
+        activations = torch.randn(size, device=parameter.device).to(parameter.dtype)
+        rotary = usable[0].rotary
+        if rotary is not None:
+            rotary.reserve(_PAGE_TOKENS, parameter)
+        positions = torch.arange(_PAGE_TOKENS, device=parameter.device).expand(pages, -1)
+        with torch.no_grad():
+            return _median_s(
+                lambda: usable[0].rebuild(activations, positions), parameter.device, in_a_row
+            )
+    finally:
+        detach(model)
+
+
+def dense_rate(model: nn.Module, shape: ModelShape) -> float:
+    """Measure once at which rate a decode step of a few rows reads the model's weights.
+
+    Returns:
+        Bytes of weights a second, over a forward of tokens that have nothing cached.
+    """
+    device = next(model.parameters()).device
+    token = torch.zeros((_DENSE_ROWS, 1), dtype=torch.int64, device=device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(input_ids=token, use_cache=False)
+
+    weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
+    return weights / _median_s(forward, device)
+
+
+def _median_s(work: Callable[[], object], device: torch.device, in_a_row: int = 1) -> float:
+    """Return the median seconds of some work, done so often in a row, after a warm-up."""
+    seconds = []
+    for _ in range(_REPEATS + 1):
+        start_s = time.perf_counter()
+        for _ in range(in_a_row):
+            work()
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        seconds.append((time.perf_counter() - start_s) / in_a_row)
+    return statistics.median(seconds[1:])
