@@ -3,7 +3,8 @@
 Three layers of OPT-6.7B with 64 rows of 256 cached tokens, on the machine of KVPR's analysis (32e9
 bytes/s, 312e12 FLOP/s), to which the A100-40GB's memory rate is added, so that attending is seen.
 It is a step in steady state: between two others, whose loads look ahead over its ends.
-With ``--page FILE`` also writes them as a timeline page.
+With ``--page FILE`` also writes them as a timeline page, and with ``--plan-report`` also takes the
+pictures of a plan's page, ``docs/img/plan-report-*.png``, for which it needs a Chromium.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+
+from plan_pictures import draw_plan_report
 
 from headrace.hardware.catalog import machine
 from headrace.hardware.profile import HardwareProfile
@@ -69,6 +72,9 @@ OPT_6_7B = ModelShape(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, help="also write a timeline page to this file")
+    parser.add_argument(
+        "--plan-report", action="store_true", help="also take pictures of a plan's page"
+    )
     arguments = parser.parse_args()
     profile = replace(machine("paper-a100"), device_bytes_per_s=A100_MEMORY_BYTES_PER_S)
     shape = replace(OPT_6_7B, num_layers=3)
@@ -90,6 +96,8 @@ def main() -> None:
             "Machine": "KVPR’s A100: link 32 GB/s, 312 TFLOP/s; memory 1555 GB/s",
         }
         write_timeline_page(arguments.page, timelines, title="How it works", facts=facts)
+    if arguments.plan_report:
+        draw_plan_report(TARGET.parent)
 
 
 def policy_timeline(

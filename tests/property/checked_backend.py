@@ -13,7 +13,8 @@ import torch
 
 from headrace.plan.operations import Kind
 from headrace.runtime.conveyor import Conveyor
-from headrace.runtime.lanes import Backend, Event
+from headrace.runtime.cpu_lanes import CpuFlag
+from headrace.runtime.lanes import Backend, Event, Mailbox
 from headrace.timeline import D2H_LANES, H2D_LANES, Origin
 
 
@@ -137,6 +138,16 @@ class CheckedBackend(Backend):
     def device_buffer(self, shape, dtype):
         self.log.buffers += 1
         return super().device_buffer(shape, dtype)
+
+    def mailbox(self, shape, dtype):
+        buffer = self.host_buffer(shape, dtype)
+        return Mailbox(buffer, buffer)
+
+    def flag(self):
+        return CpuFlag()
+
+    def now_s(self):
+        return float(self.now)
 
     def synchronize(self):
         for queue in self.queues.values():

@@ -80,7 +80,8 @@ def test_simulated_time_never_beats_the_bound(case, profile):
     timeline = simulate(case.program, profile, "bfloat16", STEPS)
     bound = bound_s(case.program, profile, "bfloat16")
     assert timeline.finish_s >= STEPS * bound * (1 - 1e-9)
-    assert bound == max(work_s(case.program, profile, "bfloat16").values())
+    most = max(work_s(case.program, profile, "bfloat16").values())
+    assert bound == most if case.program.lookahead else bound >= most
     total = sum(step_durations_s(timeline))
     stores = timeline.select(D2H_LANES)
     last = max((span.finish_s for span in stores), default=0.0)

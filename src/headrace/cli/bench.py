@@ -1,11 +1,14 @@
-"""``headrace bench``: policies measured side by side, with bound and prediction."""
+"""``headrace bench``: policies measured side by side, with bound and prediction.
+
+With ``--simulate`` nothing is measured: a study is simulated instead (``bench_simulate.py``).
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.cli import generate, machine, output
 from headrace.cli.measured import (
@@ -15,6 +18,11 @@ from headrace.cli.measured import (
     machine_words,
     write_page,
 )
+from headrace.cli.parser import Parser
+from headrace.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from headrace.cli.parser import Options
 
 EMULATED = "a100-40gb-pcie4"
 POLICIES = ("stream", "kvpr", "recompute")
@@ -26,8 +34,26 @@ def add_parser(subparsers: Any) -> None:
         "bench",
         help="measure policies side by side",
         description="Measure decode steps of several policies in one run, alternating, with the "
-        "bound and the prediction beside. By default a slice of OPT-6.7B with random weights.",
+        "bound and the prediction beside. By default a slice of OPT-6.7B with random weights. With "
+        "--simulate, nothing is measured: the experiments of KVPR's paper are simulated.",
     )
+    _add_measuring(parser)
+    parser.add_argument(
+        "--simulate",
+        metavar="STUDY",
+        help="simulate a study instead of measuring: paper (the experiments of KVPR, beside what "
+        "the paper reports)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE.json",
+        help="write the figures (with --simulate also FILE.md, a page)",
+    )
+    output.add_options(parser)
+
+
+def _add_measuring(parser: Options) -> None:
+    """Add what says what is measured, and how."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -48,21 +74,47 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each policy (default: 3)")
     parser.add_argument("--steps", type=int, default=3, help="steps of a turn (default: 3)")
     parser.add_argument("--timeline", metavar="FILE.html", help="write a page of what ran when")
-    parser.add_argument("--output", metavar="FILE.json", help="write the figures")
     machine.add_device(parser)
     machine.add_memory(parser)
     machine.add_dtype(parser)
-    output.add_options(parser)
+
+
+def _check_nothing_is_measured(args: argparse.Namespace) -> None:
+    """Refuse options of measuring that a simulated study would not follow.
+
+    Raises:
+        ConfigurationError: one was given.
+    """
+    parser = Parser()
+    _add_measuring(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        given = getattr(args, name)
+        if given != default:
+            option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise ConfigurationError(
+                f"{option} is {given!r}, and --simulate {args.simulate} was given too, which "
+                f"measures nothing and has its own settings; leave one of them out"
+            )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.simulate is not None:
+        from headrace.cli import bench_simulate
+
+        _check_nothing_is_measured(args)
+        generate.check_files(args, "output")
+        return bench_simulate.run(args)
+    return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    """Measure policies side by side."""
     import torch
 
     from headrace.engine.environment import environment
     from headrace.engine.loading import LoadedModel, dummy_model, resolve_device
     from headrace.engine.measure import MeasureOptions, measure_policies
-    from headrace.errors import ConfigurationError
     from headrace.model.published import published_names
 
     policies = args.policies.split(",")

@@ -60,7 +60,7 @@ def head_weight_bytes(shape: ModelShape) -> int:
 def model_weight_count(shape: ModelShape) -> int:
     """Return the matrix elements of all layers, the embedding, and the head if it is its own."""
     vocabulary = shape.vocab_size * shape.embedding_width
-    layers = sum(layer_weight_count(layer) for layer in shape.layers)
+    layers = sum(group.layers * layer_weight_count(group.shape) for group in shape.all_groups)
     return layers + vocabulary * (1 if shape.tied_embeddings else 2)
 
 
@@ -71,7 +71,7 @@ def model_weight_bytes(shape: ModelShape) -> int:
 
 def all_layers_weight_bytes(shape: ModelShape) -> int:
     """Return the bytes of all layers' matrices, without embedding and head."""
-    return sum(layer_weight_bytes(layer) for layer in shape.layers)
+    return sum(group.layers * layer_weight_bytes(group.shape) for group in shape.all_groups)
 
 
 def layer_dense_flops(shape: ModelShape, tokens: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 from headrace.model.cost import layer_dense_flops, prefill_attention_flops
 from headrace.plan.decision import Decider
@@ -28,7 +28,7 @@ def best_rows(decider: Decider, policy: Policy) -> int:
         Schedule.COLUMN if decider.workload.batches > 1 else Schedule.ROW
     )
 
-    @lru_cache(maxsize=None)
+    @cache
     def speed(rows: int) -> float:
         batches = min(rows, decider.workload.batches)
         fewer = replace(decider, workload=replace(decider.workload, rows=rows, batches=batches))

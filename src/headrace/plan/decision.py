@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from headrace.hardware.profile import HardwareProfile
+from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
 from headrace.model.shape import ModelShape
-from headrace.plan.demands import Schedule, StepWork
-from headrace.plan.geometry import Geometry, choose_geometry
+from headrace.plan.decided import Decision
+from headrace.plan.geometry import Geometry, choose_geometry, staging_choices
 from headrace.plan.memory import (
     cache_bytes_per_token,
     fixed_gpu_items,
@@ -18,10 +18,14 @@ from headrace.plan.memory import (
     host_items,
 )
 from headrace.plan.options import POLICY_PATHS, PlanOptions
+from headrace.plan.pace import StepEstimate
 from headrace.plan.placement import Placement
 from headrace.plan.policies import Policy, Split
-from headrace.plan.program import Choice, MemoryLimits, Optimum, optimise
+from headrace.plan.program import GPU_MEMORY, Choice, MemoryLimits, Optimum, optimise
+from headrace.plan.step_work import Schedule, StepWork
 from headrace.plan.workload import Workload
+
+__all__ = ["Decider", "Decision"]
 
 PREFILL_SHARE = 0.05
 """Share of the device's budget that the prompts which go through the model at once may take."""
@@ -29,41 +33,11 @@ PREFILL_SHARE = 0.05
 STAGING_SHARE = 0.1
 """Most of the device memory that staging takes from what could keep tokens there."""
 
+_DECIDED = 2
+"""Further ways to cut the cache for which the split is decided: the best, by an estimate."""
 
-@dataclass(frozen=True)
-class Decision:
-    """What is decided, before anything is simulated.
-
-    Attributes:
-        policy: the policy asked for.
-        schedule: the order of a step's operations.
-        split: how cached tokens in pages are divided at mean context.
-        placement: where they are kept.
-        geometry: how the cache is cut.
-        weights_streamed: share of the layers' weights that is streamed.
-        prefill_rows: rows whose prompts go through the model at once.
-        optimum: the linear program's solution.
-        gpu_items: bytes on the device, by item.
-        host_items: bytes on the host, by item.
-        lacking_bytes: bytes beyond the budgets; 0 where it fits.
-    """
-
-    policy: Policy
-    schedule: Schedule
-    split: Split
-    placement: Placement
-    geometry: Geometry
-    weights_streamed: float
-    prefill_rows: int
-    optimum: Optimum
-    gpu_items: Mapping[str, int]
-    host_items: Mapping[str, int]
-    lacking_bytes: float
-
-    @property
-    def fits(self) -> bool:
-        """Whether it keeps the budgets."""
-        return self.lacking_bytes <= 0
+_ROUNDING_BYTES = 4096
+"""What is left of each budget, for the solver's rounding."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +67,96 @@ class Decider:
         return _least(self.options.host_memory_bytes, self.profile.host_memory_bytes)
 
     def decide(self, policy: Policy, schedule: Schedule = Schedule.ROW) -> Decision:
-        """Return the best decision under a policy; one that lacks memory where none fits."""
+        """Return the best decision under a policy; one that lacks memory where none fits.
+
+        Large granules and long rings run better, but what they take of the device's memory is not
+        there for tokens: several ways to cut the cache are compared by an estimate, and the best
+        that fit are decided.
+        """
         nominal = self._nominal(policy)
-        geometry = self._geometry(policy, nominal, shared="resident" in self._paths(policy))
-        optimum = self._optimum(policy, schedule, geometry)
-        decided = self._rounded(policy, schedule, geometry, optimum)
-        final = self._geometry(
-            policy, decided.split, shared=decided.placement.resident_pages != 0
+        shared = "resident" in self._paths(policy)
+        first = self.at(policy, schedule, self._geometry(policy, nominal, shared))
+        found = [first]
+        for geometry in self._staging(first):
+            found.append(self.at(policy, schedule, geometry))
+            if sum(one.fits for one in found) > _DECIDED:
+                break
+        fitting = [one for one in found if one.fits]
+        if not fitting:
+            return min(found, key=lambda one: one.lacking_bytes)
+        return min(fitting, key=self.estimated_step_s)
+
+    def estimated_step_s(self, decision: Decision) -> float:
+        """Return about how long a step takes, with the waits that finite staging makes."""
+        return self._estimate(decision).seconds(decision.geometry)
+
+    def _estimate(self, decision: Decision) -> StepEstimate:
+        work = self.step_work(decision.policy, decision.schedule, decision.geometry)
+        return StepEstimate(work, self.profile, decision.optimum)
+
+    def _staging(self, first: Decision) -> list[Geometry]:
+        """Return ways to cut the cache, the best first by what a first decision says of them.
+
+        Its solution tells how long a step takes with each, and its price of device memory what each
+        takes from the tokens.
+        """
+        estimate = self._estimate(first)
+        price = first.optimum.prices[GPU_MEMORY]
+        choices = staging_choices(
+            self.shape,
+            self.workload.rows,
+            self.workload.mean_context,
+            first.split,
+            policy=first.policy,
+            pace=estimate.pace(),
         )
-        if final != geometry and final.block_tokens == geometry.block_tokens:
-            again = self._rounded(policy, schedule, final, optimum)
-            decided = again if again.fits or not decided.fits else decided
+
+        def about_s(geometry: Geometry) -> float:
+            staged = geometry.staging_bytes(self.shape)
+            staged += geometry.tail_bytes(self.shape, self.workload.rows)
+            return estimate.seconds(geometry) + price * staged
+
+        return sorted(dict.fromkeys(one for one in choices if one != first.geometry), key=about_s)
+
+    def at(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Decision:
+        """Return the best decision for a cache that is cut in a given way."""
+        paths = self._paths(policy)
+        decided = self._decided(policy, schedule, geometry, paths)
+        unused = "recompute" in paths and decided.placement.recompute == 0
+        if unused and (not decided.fits or decided.optimum.prices[GPU_MEMORY] > 0):
+            # The workspace for rebuilding is better used for tokens.
+            fewer = tuple(path for path in paths if path != "recompute")
+            other = self._decided(policy, schedule, geometry, fewer)
+            if other.lacking_bytes < decided.lacking_bytes or (
+                other.fits and other.optimum.step_s < decided.optimum.step_s
+            ):
+                return other
+        return decided
+
+    def _decided(
+        self, policy: Policy, schedule: Schedule, geometry: Geometry, paths: tuple[str, ...]
+    ) -> Decision:
+        """Return the best decision that takes some paths.
+
+        Rounding to whole pages takes up to a page of each row more than the program counts: where
+        that does not fit, the program gets less memory to divide.
+        """
+        work = self.step_work(policy, schedule, geometry)
+        limits = self._limits(policy, geometry, paths)
+        choice = self._choice(geometry, paths)
+        decided = None
+        for rounding_bytes in (0, self._rounding_bytes(geometry)):
+            spared = replace(limits, host_left=limits.host_left - rounding_bytes)
+            optimum = optimise(work, self.profile, spared, choice)
+            if optimum is None:
+                break
+            decided = self._rounded(policy, schedule, geometry, optimum)
+            if decided.fits:
+                return decided
+        if decided is None:
+            least = optimise(work, self.profile, replace(limits, lacking=True), choice)
+            assert least is not None
+            decided = self._rounded(policy, schedule, geometry, least)
         return decided
 
     def prefill_rows(self) -> int:
@@ -129,7 +182,21 @@ class Decider:
         )
 
     def _paths(self, policy: Policy) -> tuple[str, ...]:
-        return tuple(path for path in POLICY_PATHS[policy] if path in self.options.paths)
+        """Return the paths of a policy that may be taken and may be worth it.
+
+        Where X has no fewer bytes than K/V, rebuilding needs more of everything than streaming.
+        """
+        ratios = [
+            activation_bytes_per_token(one.shape) / kv_bytes_per_token(one.shape)
+            for one in self.shape.groups
+        ]
+        dominated = min(ratios, default=1.0) >= 1 and not self.options.recompute_fraction
+        left_out = ("recompute",) if dominated and "stream" in self.options.paths else ()
+        return tuple(
+            path
+            for path in POLICY_PATHS[policy]
+            if path in self.options.paths and path not in left_out
+        )
 
     def _nominal(self, policy: Policy) -> Split:
         """Return the split whose staging is the largest that the policy may need."""
@@ -165,36 +232,26 @@ class Decider:
             policy=policy,
         )
 
-    def _optimum(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Optimum:
-        """Solve the linear program; where nothing fits, without the budgets."""
-        work = self.step_work(policy, schedule, geometry)
-        limits = self._limits(policy, geometry)
-        choice = self._choice(policy, geometry)
-        found = optimise(work, self.profile, limits, choice)
-        if found is None:
-            # Nothing on the device that can be elsewhere: the least that must be had.
-            paths = tuple(path for path in choice.paths if path != "resident") or choice.paths
-            boundless = replace(limits, gpu_left=math.inf, host_left=math.inf)
-            least = replace(choice, paths=paths)
-            found = optimise(work, self.profile, boundless, least)
-        assert found is not None
-        return found
+    def _rounding_bytes(self, geometry: Geometry) -> int:
+        """Return what whole pages on the host may take beyond the program's parts of them."""
+        layers = self.shape.groups
+        x_bytes = sum(one.layers * activation_bytes_per_token(one.shape) for one in layers)
+        token_bytes = x_bytes + 2 * cache_bytes_per_token(self.shape)
+        return self.workload.rows * geometry.block_tokens * token_bytes
 
-    def _choice(self, policy: Policy, geometry: Geometry) -> Choice:
+    def _choice(self, geometry: Geometry, paths: tuple[str, ...]) -> Choice:
         admitted, paged = self._pages(geometry)
         most = min(1.0, admitted / paged) if paged else 1.0
         fixed = {}
-        if self.options.recompute_fraction is not None and "recompute" in self._paths(policy):
+        if self.options.recompute_fraction is not None and "recompute" in paths:
             fixed["recompute"] = self.options.recompute_fraction * most
-        return Choice(self._paths(policy), self.options.stream_weights, most, fixed, tied=True)
+        return Choice(paths, self.options.stream_weights, most, fixed, tied=True)
 
-    def _limits(self, policy: Policy, geometry: Geometry) -> MemoryLimits:
+    def _limits(self, policy: Policy, geometry: Geometry, paths: tuple[str, ...]) -> MemoryLimits:
         """Return what the program may place where."""
         nothing = Placement(resident_pages=0)
-        items = gpu_items(
-            self.shape, self.workload, nothing, geometry, 0.0, self.prefill_rows()
-        )
-        if "recompute" in self._paths(policy):
+        items = gpu_items(self.shape, self.workload, nothing, geometry, 0.0, self.prefill_rows())
+        if "recompute" in paths:
             items["rebuild_workspace"] = geometry.workspace_bytes(self.shape)
         if policy is Policy.RESIDENT:
             items = fixed_gpu_items(self.shape, self.workload, 0.0, self.prefill_rows())
@@ -204,8 +261,8 @@ class Decider:
             items["growth"] = growth * cache_bytes_per_token(self.shape)
         block = geometry.block_tokens
         return MemoryLimits(
-            self.gpu_budget_bytes - sum(items.values()),
-            self.host_budget_bytes,
+            self.gpu_budget_bytes - sum(items.values()) - _ROUNDING_BYTES,
+            self.host_budget_bytes - _ROUNDING_BYTES,
             -(-self.workload.max_context // block) * block,
         )
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headrace.hardware.profile import HardwareProfile
-from headrace.model.cost import (
-    activation_bytes_per_token,
-    attention_flops,
-    head_dense_flops,
-    head_weight_bytes,
-    kv_bytes_per_token,
-    layer_dense_flops,
-    layer_weight_bytes,
-    rebuild_flops_per_token,
-)
+from headrace.model.cost import kv_bytes_per_token
 from headrace.model.shape import ModelShape
+from headrace.plan.batches import BatchWork, StepOrder
+from headrace.plan.demands import cache_loads
+from headrace.plan.device_time import DeviceTime
 from headrace.plan.geometry import Geometry
 from headrace.plan.granules import GranuleSpec, layer_granules, order_granules, path_pages
 from headrace.plan.operations import Kind, Program
 from headrace.plan.policies import LayerTimes, Policy, Split
-from headrace.plan.schedule import BatchWork, StepOrder, build_step
+from headrace.plan.resources import Term
+from headrace.plan.schedule import build_step
+from headrace.plan.step_work import StepWork
 
 
 def layer_times(
@@ -29,8 +25,7 @@ def layer_times(
 ) -> LayerTimes:
     """Return what a full layer's cached tokens ask of link and device, latencies left out.
 
-    The fixed work of all layers and of the head is divided over the full layers, because with
-    look-ahead the link works for those during the others too.
+    All of a step is divided over the full layers.
 
     Args:
         shape: the model.
@@ -39,32 +34,20 @@ def layer_times(
         profile: the machine.
         tail_len: cached tokens of a row that are on the device besides.
     """
-    kv_bytes = kv_bytes_per_token(shape)
-    x_bytes = activation_bytes_per_token(shape)
-    gemm_flops_per_s = profile.gemm_rate(shape.dtype)
-    tokens = rows * context
-    attend_s = max(attention_flops(shape, 1, 1) / gemm_flops_per_s, kv_bytes / profile.attend_rate)
-    rebuild_s = max(
-        rebuild_flops_per_token(shape) / profile.rebuild_rate(shape.dtype),
-        (kv_bytes + x_bytes) / profile.device_bytes_per_s,
-    )
-    dense_s = max(
-        layer_dense_flops(shape, rows) / gemm_flops_per_s,
-        layer_weight_bytes(shape) / profile.dense_rate,
-    )
-    head_s = max(
-        head_dense_flops(shape, rows) / gemm_flops_per_s,
-        head_weight_bytes(shape) / profile.dense_rate,
-    )
-    on_device = shape.windowed_layers * _window(shape, context + tail_len)
-    on_device += shape.full_layers * tail_len
-    fixed_s = shape.num_layers * dense_s + head_s + rows * on_device * attend_s
+    work = StepWork(shape, rows, context + tail_len, context)
+    device = DeviceTime(work, profile)
+
+    def per_layer_s(terms: Iterable[Term]) -> float:
+        return sum(term.seconds for term in terms) / max(1, shape.full_layers)
+
+    streamed, rebuilt = (list(device.cached((path,))) for path in ("stream", "recompute"))
     return LayerTimes(
-        stream_link_s=tokens * kv_bytes / profile.h2d_bytes_per_s,
-        recompute_link_s=tokens * x_bytes / profile.h2d_bytes_per_s,
-        rebuild_gpu_s=tokens * rebuild_s,
-        attend_gpu_s=tokens * attend_s,
-        fixed_gpu_s=fixed_s / max(1, shape.full_layers),
+        stream_link_s=per_layer_s(cache_loads(work, profile, ("stream",))),
+        recompute_link_s=per_layer_s(cache_loads(work, profile, ("recompute",))),
+        rebuild_gpu_s=per_layer_s(rebuilt) - per_layer_s(streamed),
+        attend_gpu_s=per_layer_s(streamed),
+        fixed_gpu_s=per_layer_s(device.dense_layers(windowed=False)),
+        last_gpu_s=per_layer_s(device.unhidden()),
     )
 
 

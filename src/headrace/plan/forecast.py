@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,7 +29,7 @@ class Forecast:
         ttft_s: seconds to the first token of all rows: the prefill.
         contexts: contexts of a row at which a decode step was simulated, ascending.
         step_s: the step's seconds at each.
-        decode_s: seconds of all decode steps: the steps between are interpolated.
+        decode_s: seconds of all decode steps (see ``decode_time``).
         tokens_per_s: generated tokens a second, over all rows, prefill included.
         busy: share of a decode step at mean context in which each lane is busy, 0 to 1.
         peak_gpu_bytes: device memory at the peak, by item.
@@ -66,6 +67,21 @@ class Forecast:
         }
 
 
+@dataclass(frozen=True)
+class DecodeTime:
+    """What the decode steps of a generation take.
+
+    Attributes:
+        contexts: contexts of a row at which a step was simulated, ascending.
+        step_s: the step's seconds at each.
+        total_s: seconds of all steps.
+    """
+
+    contexts: tuple[int, ...]
+    step_s: tuple[float, ...]
+    total_s: float
+
+
 def forecast(plan: Plan, shape: ModelShape, profile: HardwareProfile) -> Forecast:
     """Simulate a plan's generation.
 
@@ -78,26 +94,64 @@ def forecast(plan: Plan, shape: ModelShape, profile: HardwareProfile) -> Forecas
     prefill = simulate(prefill_program(plan, shape), profile, shape.dtype)
     ttft_s = max(span.finish_s for span in prefill.select([Lane.COMPUTE]))
     mean = plan_program(plan, shape)
-    points = _POINTS if len(mean.operations) < _MANY_OPERATIONS else _FEWER_POINTS
-    contexts = _contexts(workload.prompt_len, workload.decode_steps, points)
-    simulated = 3 if points == _POINTS else 2
-    steps_s = tuple(
-        predicted_step_s(plan_program(plan, shape, context), profile, shape.dtype, simulated)
-        for context in contexts
+    is_large = len(mean.operations) >= _MANY_OPERATIONS
+    simulated = 2 if is_large else 3
+
+    def step_s(context: int) -> float:
+        program = plan_program(plan, shape, context)
+        return predicted_step_s(program, profile, shape.dtype, simulated)
+
+    stretches = decode_stretches(
+        workload.prompt_len, workload.decode_steps, plan.geometry.block_tokens
     )
-    decode_s = _integral(contexts, steps_s) + (steps_s[-1] if steps_s else 0.0)
-    total_s = ttft_s + decode_s
+    decode = decode_time(stretches, step_s, _FEWER_POINTS if is_large else _POINTS)
+    total_s = ttft_s + decode.total_s
     timeline = simulate(mean, profile, shape.dtype, simulated)
     return Forecast(
         ttft_s=ttft_s,
-        contexts=contexts,
-        step_s=steps_s,
-        decode_s=decode_s,
+        contexts=decode.contexts,
+        step_s=decode.step_s,
+        decode_s=decode.total_s,
         tokens_per_s=workload.rows * workload.generate_len / total_s,
         busy=lane_shares(timeline),
         peak_gpu_bytes=plan.gpu_items,
         peak_host_bytes=plan.host_items,
     )
+
+
+def decode_stretches(prompt_len: int, steps: int, block_tokens: int) -> tuple[range, ...]:
+    """Return the contexts of the decode steps, a stretch for each number of whole blocks.
+
+    In a stretch the steps bring the same pages through the link; only the tail on the device grows.
+    """
+    end = prompt_len + steps
+    first_full = (prompt_len // block_tokens + 1) * block_tokens
+    cuts = [prompt_len, *range(first_full, end, block_tokens), end]
+    return tuple(range(start, stop) for start, stop in pairwise(cuts) if start < stop)
+
+
+def decode_time(
+    stretches: Sequence[range], step_s: Callable[[int], float], points: int = _POINTS
+) -> DecodeTime:
+    """Return what all decode steps take, from few that are simulated.
+
+    A stretch's steps are taken to be as long as the one in its middle. Stretches that are not
+    simulated lie between two that are, and are interpolated.
+
+    Args:
+        stretches: contexts of the steps (see ``decode_stretches``).
+        step_s: simulates a step at a context.
+        points: most stretches that are simulated; the first and the last always are.
+    """
+    count = min(max(points, 2), len(stretches))
+    last = len(stretches) - 1
+    places = sorted({last * point // max(1, count - 1) for point in range(count)})
+    contexts = tuple((stretches[place][0] + stretches[place][-1]) // 2 for place in places)
+    steps_s = tuple(step_s(context) for context in contexts)
+    total_s = sum(
+        len(stretch) * _between(places, steps_s, place) for place, stretch in enumerate(stretches)
+    )
+    return DecodeTime(contexts, steps_s, total_s)
 
 
 def lane_shares(timeline: Timeline) -> dict[str, float]:
@@ -110,16 +164,11 @@ def lane_shares(timeline: Timeline) -> dict[str, float]:
     return {lane.value: timeline.busy_share([lane], start_s, finish_s) for lane in Lane}
 
 
-def _contexts(prompt_len: int, steps: int, points: int) -> tuple[int, ...]:
-    """Return contexts from the first decode step's to the last one's, spread evenly."""
-    if steps < 1:
-        return ()
-    count = min(points, steps)
-    places = {(steps - 1) * point // max(1, count - 1) for point in range(count)}
-    return tuple(prompt_len + place for place in sorted(places))
-
-
-def _integral(contexts: tuple[int, ...], steps_s: tuple[float, ...]) -> float:
-    """Return the seconds of the steps from the first context up to the last, without that."""
-    between = zip(pairwise(contexts), pairwise(steps_s), strict=True)
-    return sum((high - low) * (first + last) / 2 for (low, high), (first, last) in between)
+def _between(places: Sequence[int], values: Sequence[float], place: int) -> float:
+    """Return the value at a place, interpolated between the known ones on either side."""
+    above = min(bisect_right(places, place), len(places) - 1)
+    low, high = max(0, above - 1), above
+    if places[low] == places[high]:
+        return values[low]
+    share = (place - places[low]) / (places[high] - places[low])
+    return values[low] + share * (values[high] - values[low])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from headrace.errors import ConfigurationError
@@ -21,6 +23,14 @@ SMALLEST_GRANULE_BYTES = 2**20
 LARGEST_GRANULE_BYTES = 2**26
 LARGEST_TAIL_SHARE = 1 / 16
 MOST_GRANULES_UNDER_BUDGET = 64
+MOST_RING_SLOTS = 64
+STORE_SLOTS = 3
+"""Buffers through which stores leave the device, each as large as a staging slot."""
+
+_GRANULE_PARTS = (1, 4, 16)
+
+_REBUILT_LOADS = 4
+"""For how many loads' time a granule of X may keep the device busy, where others are streamed."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,8 @@ class Geometry:
         block_tokens: tokens of one row in a page; a power of two from 16 to 256.
         granule_bytes: size of a staging slot; a granule is a run of whole pages that fits.
         ring_slots: staging slots, filled round and round; at least 3.
+        activation_bytes: most bytes of a granule of X, where that is less than a slot; None: a
+            slot. Rebuilding a whole slot may take so long that all others are full meanwhile.
 
     Raises:
         ConfigurationError: a value is not allowed.
@@ -39,6 +51,7 @@ class Geometry:
     block_tokens: int
     granule_bytes: int
     ring_slots: int = USUAL_RING_SLOTS
+    activation_bytes: int | None = None
 
     def __post_init__(self) -> None:
         tokens = self.block_tokens
@@ -63,10 +76,19 @@ class Geometry:
         """Return how many pages of tokens of the given size one granule holds (at least 1)."""
         return max(1, self.granule_bytes // (self.block_tokens * bytes_per_token))
 
+    def rebuilt_pages_per_granule(self, bytes_per_token: int) -> int:
+        """Return how many pages of X, of so many bytes a token, one granule holds (at least 1)."""
+        most = self.granule_bytes if self.activation_bytes is None else self.activation_bytes
+        return max(1, min(most, self.granule_bytes) // (self.block_tokens * bytes_per_token))
+
     def workspace_bytes(self, shape: ModelShape) -> int:
         """Return the bytes of K/V that are rebuilt from the largest granule of X."""
-        pages = self.pages_per_granule(activation_bytes_per_token(shape))
+        pages = self.rebuilt_pages_per_granule(activation_bytes_per_token(shape))
         return pages * self.block_tokens * kv_bytes_per_token(_widest(shape))
+
+    def staging_bytes(self, shape: ModelShape) -> int:
+        """Return the bytes of all buffers that cached tokens go through."""
+        return self.ring_bytes + STORE_SLOTS * self.granule_bytes + self.workspace_bytes(shape)
 
     def tail_bytes(self, shape: ModelShape, rows: int) -> int:
         """Return the bytes of the newest tokens' K/V, up to a block a row, in all layers."""
@@ -90,15 +112,7 @@ def choose_geometry(
     *,
     policy: Policy | None = None,
 ) -> Geometry:
-    """Choose how to cut the cache.
-
-    A page has 64 tokens, or fewer (16 at least) where the tail would be more than a sixteenth of
-    the cached tokens. A granule is a 64th of what a step brings through the link, 1 to 64 MiB in
-    whole pages, and at most a layer: smaller ones would only cost more launches, as loads run ahead
-    over layers and steps. Where they do not (``kvpr``) it is an eighth of a layer. The ring has
-    eight slots, to bridge what the host does between two steps. Under a budget the ring shrinks to
-    four, then granules shrink (to 1 MiB, and to a 64th of the layer), then pages, then the ring to
-    three; the smallest geometry is returned even where it does not fit.
+    """Choose how to cut the cache: the first of ``geometries`` that fits, or else the smallest.
 
     Args:
         shape: the model.
@@ -108,40 +122,155 @@ def choose_geometry(
         gpu_budget_bytes: device memory for ring, workspace and tail together; None: no limit.
         policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
     """
-    layer_bytes = rows * context * _link_bytes_per_token(shape, split)
-    block_tokens = usual_block_tokens(context)
-    if policy is Policy.KVPR:
-        wanted, most = layer_bytes / GRANULES_PER_SERIAL_LAYER, layer_bytes / 4
-    else:
-        wanted, most = layer_bytes * shape.full_layers / GRANULES_PER_STEP, layer_bytes
-    wanted = min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, most)
-
-    def cut(block_tokens: int, granule_bytes: float, slots: int) -> Geometry:
-        page_bytes = block_tokens * _largest_bytes_per_token(shape, split)
-        whole = max(1, int(granule_bytes / page_bytes)) * page_bytes
-        made = Geometry(block_tokens, whole, slots)
-        if policy is Policy.KVPR and split.recompute > 0:
-            made = replace(made, ring_slots=slots + _x_granules(shape, made, rows, context, split))
-        return made
-
-    chosen = cut(block_tokens, wanted, USUAL_RING_SLOTS)
-    if gpu_budget_bytes is None:
-        return chosen
-    slots = TIGHT_RING_SLOTS
-    if _staged_bytes(shape, chosen, rows, split) > gpu_budget_bytes:
-        chosen = cut(block_tokens, wanted, slots)
-    least_bytes = min(wanted, max(SMALLEST_GRANULE_BYTES, layer_bytes / MOST_GRANULES_UNDER_BUDGET))
-    while _staged_bytes(shape, chosen, rows, split) > gpu_budget_bytes:
-        if wanted > least_bytes:
-            wanted = max(wanted / 2, least_bytes)
-        elif block_tokens > SMALLEST_BLOCK_TOKENS:
-            block_tokens //= 2
-        elif slots > FEWEST_RING_SLOTS:
-            slots -= 1
-        else:
+    chosen = None
+    for chosen in geometries(shape, rows, context, split, policy=policy):
+        if gpu_budget_bytes is None:
             break
-        chosen = cut(block_tokens, wanted, slots)
+        if _staged_bytes(shape, chosen, rows, split) <= gpu_budget_bytes:
+            break
+    assert chosen is not None
     return chosen
+
+
+def geometries(
+    shape: ModelShape,
+    rows: int,
+    context: int,
+    split: Split,
+    *,
+    policy: Policy | None = None,
+    pace: Pace | None = None,
+) -> Iterator[Geometry]:
+    """Yield ways to cut the cache, the usual one first, each smaller than the one before.
+
+    A page has 64 tokens, or fewer (16 at least) where the tail would be more than a sixteenth of
+    the cached tokens. A granule is a 64th of what a step brings through the link, 1 to 64 MiB in
+    whole pages, and at most a layer: smaller ones would only cost more launches, as loads run ahead
+    over layers and steps. Where they do not (``kvpr``) it is an eighth of a layer. The ring has
+    eight slots, to bridge what the host does between two steps. First the ring shrinks to four,
+    then granules shrink (to 1 MiB, and to a 64th of the layer), then pages, then the ring to three.
+
+    Args:
+        shape: the model.
+        rows: sequences in the batch.
+        context: cached tokens of a row.
+        split: how they are divided over the paths.
+        policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
+        pace: what the machine asks for.
+    """
+    cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads if pace else 0.0)
+    wanted, block_tokens = cut.usual_bytes, usual_block_tokens(context)
+    yield cut.of(wanted, USUAL_RING_SLOTS)
+    yield cut.of(wanted, TIGHT_RING_SLOTS)
+    least_bytes = max(SMALLEST_GRANULE_BYTES, cut.layer_bytes / MOST_GRANULES_UNDER_BUDGET)
+    while wanted > least_bytes:
+        wanted = max(wanted / 2, least_bytes)
+        yield cut.of(wanted, TIGHT_RING_SLOTS)
+    while block_tokens > SMALLEST_BLOCK_TOKENS:
+        block_tokens //= 2
+        yield cut.of(wanted, TIGHT_RING_SLOTS, block_tokens)
+    yield cut.of(wanted, FEWEST_RING_SLOTS, block_tokens)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the pace of link and device asks of staging.
+
+    Attributes:
+        ahead_bytes: what has to be loaded ahead in each layer while the device does other work, so
+            that the link need not wait.
+        rebuild_loads: for how many loads' time a granule of X keeps the device busy.
+    """
+
+    ahead_bytes: float = 0.0
+    rebuild_loads: float = 0.0
+
+
+def staging_choices(
+    shape: ModelShape,
+    rows: int,
+    context: int,
+    split: Split,
+    *,
+    policy: Policy | None = None,
+    pace: Pace,
+) -> Iterator[Geometry]:
+    """Yield ways to cut the cache among which memory and latencies decide, the largest first.
+
+    Granules are those of ``geometries``, or a fourth, or a sixteenth of them; the ring has eight
+    slots, or as many as the pace asks for. The last two are the smallest in usual pages, and the
+    smallest.
+
+    Args:
+        shape: the model.
+        rows: sequences in the batch.
+        context: cached tokens of a row.
+        split: how they are divided over the paths.
+        policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
+        pace: what the machine asks for.
+    """
+    cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads)
+    for part in _GRANULE_PARTS:
+        size_bytes = max(cut.usual_bytes / part, min(SMALLEST_GRANULE_BYTES, cut.usual_bytes))
+        ahead = math.ceil(pace.ahead_bytes / cut.of(size_bytes, FEWEST_RING_SLOTS).granule_bytes)
+        # One slot is read, one is filled, and rebuilding is to be bridged as well.
+        needed = 2 + ahead + math.ceil(min(pace.rebuild_loads, _REBUILT_LOADS))
+        yield cut.of(size_bytes, min(max(needed, USUAL_RING_SLOTS), MOST_RING_SLOTS))
+        yield cut.of(size_bytes, USUAL_RING_SLOTS)
+    smaller = list(geometries(shape, rows, context, split, policy=policy, pace=pace))
+    yield [one for one in smaller if one.block_tokens == smaller[0].block_tokens][-1]
+    yield smaller[-1]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Cuts one layer's cache.
+
+    Attributes:
+        shape: the model.
+        rows: sequences in the batch.
+        context: cached tokens of a row.
+        split: how they are divided over the paths.
+        policy: whose schedule.
+        rebuild_loads: see ``Pace``.
+    """
+
+    shape: ModelShape
+    rows: int
+    context: int
+    split: Split
+    policy: Policy | None
+    rebuild_loads: float = 0.0
+
+    @property
+    def layer_bytes(self) -> float:
+        """Bytes that the link brings for a layer."""
+        return self.rows * self.context * _link_bytes_per_token(self.shape, self.split)
+
+    @property
+    def usual_bytes(self) -> float:
+        """Bytes of a granule where memory does not ask for smaller ones."""
+        layer_bytes = self.layer_bytes
+        if self.policy is Policy.KVPR:
+            wanted, most = layer_bytes / GRANULES_PER_SERIAL_LAYER, layer_bytes / 4
+        else:
+            wanted, most = layer_bytes * self.shape.full_layers / GRANULES_PER_STEP, layer_bytes
+        return min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, most)
+
+    def of(self, granule_bytes: float, slots: int, block_tokens: int | None = None) -> Geometry:
+        """Return the geometry of granules of about a size."""
+        block = usual_block_tokens(self.context) if block_tokens is None else block_tokens
+        page_bytes = block * _largest_bytes_per_token(self.shape, self.split)
+        whole = max(1, int(granule_bytes / page_bytes)) * page_bytes
+        made = Geometry(block, whole, slots)
+        if self.policy is Policy.KVPR and self.split.recompute > 0:
+            x_granules = _x_granules(self.shape, made, self.rows, self.context, self.split)
+            return replace(made, ring_slots=slots + x_granules)
+        # While one slot is rebuilt and one is filled, the link needs others to go on.
+        spare = min(slots - 2, _REBUILT_LOADS)
+        if self.split.stream > 0 and self.rebuild_loads > spare:
+            return replace(made, activation_bytes=int(whole * spare / self.rebuild_loads))
+        return made
 
 
 def usual_block_tokens(context: int) -> int:
@@ -169,7 +298,7 @@ def _x_granules(
     shape: ModelShape, geometry: Geometry, rows: int, context: int, split: Split
 ) -> int:
     pages = rows * round(split.recompute * geometry.paged_tokens(context) / geometry.block_tokens)
-    return -(-pages // geometry.pages_per_granule(activation_bytes_per_token(shape)))
+    return -(-pages // geometry.rebuilt_pages_per_granule(activation_bytes_per_token(shape)))
 
 
 def _link_bytes_per_token(shape: ModelShape, split: Split) -> float:

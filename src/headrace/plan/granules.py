@@ -37,8 +37,9 @@ def layer_granules(
 ) -> list[GranuleSpec]:
     """Return the granules of one full layer, for planning: resident, then X, then K/V.
 
-    What the host attends to is no granule: nothing of it is staged. The tail (less than a block of each row) is left out: it is on the device anyway. Where all
-    tokens are resident there is no tail, and one granule is the whole.
+    What the host attends to is no granule: nothing of it is staged. The tail (less than a block of
+    each row) is left out: it is on the device anyway. Where all tokens are resident there is no
+    tail, and one granule is the whole.
 
     Args:
         split: how the pages of a row are divided.
@@ -60,7 +61,10 @@ def layer_granules(
     )
     granules = [GranuleSpec("resident", counts.resident, counts.resident * block, 0)]
     for kind, pages, token_bytes in kinds:
-        most = geometry.pages_per_granule(token_bytes)
+        if kind == "activations":
+            most = geometry.rebuilt_pages_per_granule(token_bytes)
+        else:
+            most = geometry.pages_per_granule(token_bytes)
         granules += [
             GranuleSpec(kind, size, size * block, size * block * token_bytes)
             for size in granule_sizes(pages, most)

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import HeadraceError
+
+_TOLERANCE = 1e-10
+"""The least that HiGHS takes: rows are scaled to coefficients of at most 1 before."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,14 @@ class Solution:
     prices: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     coefficients: Mapping[str, float]
     lower: float
     upper: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Column:
     cost: float
     lower: float
@@ -74,7 +82,7 @@ class LinearProgram:
         unknown = set(coefficients) - set(self.columns)
         if unknown:
             raise ValueError(f"row {name!r} has unknown columns {sorted(unknown)}")
-        self.rows[name] = _Row(dict(coefficients), lower, upper)
+        self.rows[name] = _Row(coefficients, lower, upper)
 
     def solve(self) -> Solution | None:
         """Return the optimum, or None where no values satisfy all rows.
@@ -83,10 +91,59 @@ class LinearProgram:
             HeadraceError: no solver is installed, or it gave up (which these small programs, all of
                 them bounded, do not make it do).
         """
-        return _solver()(self)
+        scaled = _Scaled.of(self)
+        found = _solver()(scaled)
+        if found is None:
+            return None
+        prices = found.duals / scaled.scales
+        return Solution(
+            found.objective,
+            dict(zip(self.columns, found.values.tolist(), strict=True)),
+            dict(zip(self.rows, prices.tolist(), strict=True)),
+        )
 
 
-def _solver() -> Callable[[LinearProgram], Solution | None]:
+@dataclass(frozen=True)
+class _Scaled:
+    """A program as arrays; each row is divided by its scale, its largest coefficient."""
+
+    cost: NDArray[np.float64]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+    row_lower: NDArray[np.float64]
+    row_upper: NDArray[np.float64]
+    scales: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, program: LinearProgram) -> _Scaled:
+        columns, rows = program.columns.values(), program.rows.values()
+        place = {name: number for number, name in enumerate(program.columns)}
+        matrix = np.zeros((len(rows), len(columns)))
+        for number, row in enumerate(rows):
+            for name, value in row.coefficients.items():
+                matrix[number, place[name]] = value
+        largest = np.abs(matrix).max(axis=1, initial=0.0)
+        scales = np.where(largest > 0, largest, 1.0)
+        return cls(
+            np.array([column.cost for column in columns]),
+            np.array([column.lower for column in columns]),
+            np.array([column.upper for column in columns]),
+            matrix / scales[:, None],
+            np.array([row.lower for row in rows]) / scales,
+            np.array([row.upper for row in rows]) / scales,
+            scales,
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    objective: float
+    values: NDArray[np.float64]
+    duals: NDArray[np.float64]
+
+
+def _solver() -> Callable[[_Scaled], _Found | None]:
     if importlib.util.find_spec("highspy") is not None:
         return _solve_with_highspy
     if importlib.util.find_spec("scipy") is not None:
@@ -97,36 +154,41 @@ def _solver() -> Callable[[LinearProgram], Solution | None]:
     )
 
 
-def _solve_with_highspy(program: LinearProgram) -> Solution | None:
+_local = threading.local()
+
+
+def _highs() -> Any:
+    """Return this thread's solver: to set one up takes longer than to solve with it."""
+    if not hasattr(_local, "solver"):
+        import highspy
+
+        class Quiet(highspy.Highs):  # type: ignore[misc, unused-ignore]
+            """A solver without callbacks, whose setting up prints to standard output."""
+
+            def __init__(self) -> None:
+                super(highspy.Highs, self).__init__()
+                self.setOptionValue("output_flag", False)
+
+        _local.solver = Quiet()
+        _local.solver.setOptionValue("presolve", "off")
+        for which in ("primal", "dual"):
+            _local.solver.setOptionValue(f"{which}_feasibility_tolerance", _TOLERANCE)
+    return _local.solver
+
+
+def _solve_with_highspy(program: _Scaled) -> _Found | None:
     import highspy
-    import numpy as np
 
-    place = {name: number for number, name in enumerate(program.columns)}
-    entries = [
-        [(place[name], value) for name, value in row.coefficients.items() if value]
-        for row in program.rows.values()
-    ]
+    places = [np.flatnonzero(row) for row in program.matrix]
     lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = len(program.columns), len(program.rows)
-    lp.col_names_, lp.row_names_ = list(program.columns), list(program.rows)
-    lp.col_cost_ = np.array([column.cost for column in program.columns.values()])
-    lp.col_lower_ = np.array([column.lower for column in program.columns.values()])
-    lp.col_upper_ = np.array([column.upper for column in program.columns.values()])
-    lp.row_lower_ = np.array([row.lower for row in program.rows.values()])
-    lp.row_upper_ = np.array([row.upper for row in program.rows.values()])
+    lp.num_row_, lp.num_col_ = program.matrix.shape
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = program.cost, program.lower, program.upper
+    lp.row_lower_, lp.row_upper_ = program.row_lower, program.row_upper
     lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = np.cumsum([0, *(len(row) for row in entries)], dtype=np.int32)
-    lp.a_matrix_.index_ = np.array([c for row in entries for c, _ in row], dtype=np.int32)
-    lp.a_matrix_.value_ = np.array([v for row in entries for _, v in row], dtype=np.float64)
-
-    class Quiet(highspy.Highs):  # type: ignore[misc, unused-ignore]
-        """A solver without callbacks, whose setting up prints to standard output."""
-
-        def __init__(self) -> None:
-            super(highspy.Highs, self).__init__()
-            self.setOptionValue("output_flag", False)
-
-    solver = Quiet()
+    lp.a_matrix_.start_ = np.cumsum([0, *map(len, places)], dtype=np.int32)
+    lp.a_matrix_.index_ = np.concatenate(places).astype(np.int32)
+    lp.a_matrix_.value_ = program.matrix[program.matrix != 0]
+    solver = _highs()
     solver.passModel(lp)
     solver.run()
     status = solver.getModelStatus()
@@ -138,56 +200,43 @@ def _solve_with_highspy(program: LinearProgram) -> Solution | None:
     if status != highspy.HighsModelStatus.kOptimal:
         raise HeadraceError(f"the solver gave up on the linear program: {status}")
     found = solver.getSolution()
-    return Solution(
+    return _Found(
         solver.getInfo().objective_function_value,
-        dict(zip(program.columns, map(float, found.col_value), strict=True)),
-        dict(zip(program.rows, map(float, found.row_dual), strict=True)),
+        np.array(found.col_value),
+        np.array(found.row_dual),
     )
 
 
-def _solve_with_scipy(program: LinearProgram) -> Solution | None:
-    import numpy as np
+def _solve_with_scipy(program: _Scaled) -> _Found | None:
     from scipy.optimize import linprog  # type: ignore[import-untyped, unused-ignore]
 
-    place = {name: number for number, name in enumerate(program.columns)}
-    upper: list[tuple[str, Mapping[str, float], float]] = []
-    equal: list[tuple[str, Mapping[str, float], float]] = []
-    for name, row in program.rows.items():
-        if row.lower == row.upper:
-            equal.append((name, row.coefficients, row.upper))
-            continue
-        if row.upper < math.inf:
-            upper.append((name, row.coefficients, row.upper))
-        if row.lower > -math.inf:
-            turned = {column: -value for column, value in row.coefficients.items()}
-            upper.append((name, turned, -row.lower))
-
-    def matrix(rows: list[tuple[str, Mapping[str, float], float]]) -> object:
-        made = np.zeros((len(rows), len(place)))
-        for number, (_, coefficients, _) in enumerate(rows):
-            for column, value in coefficients.items():
-                made[number, place[column]] = value
-        return made
-
+    equal = program.row_lower == program.row_upper
+    above = ~equal & np.isfinite(program.row_upper)
+    below = ~equal & np.isfinite(program.row_lower)
     found = linprog(
-        [column.cost for column in program.columns.values()],
-        matrix(upper),
-        [bound for _, _, bound in upper],
-        matrix(equal),
-        [bound for _, _, bound in equal],
-        [(column.lower, column.upper) for column in program.columns.values()],
+        program.cost,
+        np.concatenate([program.matrix[above], -program.matrix[below]]),
+        np.concatenate([program.row_upper[above], -program.row_lower[below]]),
+        program.matrix[equal],
+        program.row_upper[equal],
+        list(_bounds(program.lower, program.upper)),
         method="highs",
     )
     if found.status == 2:
         return None
     if found.status != 0:
         raise HeadraceError(f"the solver gave up on the linear program: {found.message}")
-    prices = dict.fromkeys(program.rows, 0.0)
-    for (name, coefficients, _), price in zip(upper, found.ineqlin.marginals, strict=True):
-        turned = coefficients != program.rows[name].coefficients
-        prices[name] += float(-price if turned else price)
-    for (name, _, _), price in zip(equal, found.eqlin.marginals, strict=True):
-        prices[name] = float(price)
-    return Solution(
-        float(found.fun), dict(zip(program.columns, map(float, found.x), strict=True)), prices
-    )
+    duals = np.zeros(len(program.scales))
+    duals[above] += found.ineqlin.marginals[: above.sum()]
+    duals[below] -= found.ineqlin.marginals[above.sum() :]
+    duals[equal] = found.eqlin.marginals
+    return _Found(float(found.fun), np.array(found.x), duals)
+
+
+def _bounds(
+    lower: Sequence[float] | NDArray[np.float64], upper: Sequence[float] | NDArray[np.float64]
+) -> list[tuple[float, float | None]]:
+    return [
+        (float(low), None if math.isinf(high) else float(high))
+        for low, high in zip(lower, upper, strict=True)
+    ]

@@ -13,14 +13,12 @@ from headrace.model.cost import (
     model_weight_bytes,
 )
 from headrace.model.shape import ModelShape
-from headrace.plan.demands import PARTIAL_BYTES
+from headrace.plan.device_time import PARTIAL_BYTES
+from headrace.plan.geometry import STORE_SLOTS as STORE_SLOTS
 from headrace.plan.geometry import Geometry, usual_block_tokens
 from headrace.plan.placement import Placement
-from headrace.plan.program import streamed_device_bytes
+from headrace.plan.weights import streamed_device_bytes
 from headrace.plan.workload import Workload
-
-STORE_SLOTS = 3
-"""Buffers through which stores leave the device, each as large as a staging slot."""
 
 _LOGIT_BYTES = 4
 """Logits are sampled from in float32."""
@@ -84,7 +82,7 @@ def hidden_bytes_per_token(shape: ModelShape) -> int:
     the feed-forward block's inner results.
     """
     width = shape.num_heads * max_head_dim(shape)
-    d_kv = max(layer.d_kv for layer in shape.layers)
+    d_kv = max(group.shape.d_kv for group in shape.all_groups)
     attention = 2 * width + 2 * d_kv
     feed_forward = (3 if shape.gated_ff else 2) * shape.d_ff
     return shape.dtype_bytes * (2 * shape.d_model + max(attention, feed_forward))
@@ -92,7 +90,7 @@ def hidden_bytes_per_token(shape: ModelShape) -> int:
 
 def max_head_dim(shape: ModelShape) -> int:
     """Return the width of the widest head."""
-    return max(layer.head_dim for layer in shape.layers)
+    return max(group.shape.head_dim for group in shape.all_groups)
 
 
 def gpu_items(
@@ -152,12 +150,13 @@ def host_items(
     if placement.all_resident:
         return {"activations": 0, "kv": 0, "weights": weights}
     block, rows = geometry.block_tokens, workload.rows
-    rebuilt = -(-round(placement.recompute * workload.prompt_len) // block) * block
-    kv = rows * (-(-max(0, workload.max_context - rebuilt) // block))
+    rebuilt = round(placement.recompute * workload.prompt_len)
+    x_pages = rows * -(-rebuilt // block)
+    kv = rows * -(-(workload.max_context - rebuilt) // block)
     kv = 0 if placement.resident_pages is None else max(0, kv - placement.resident_pages)
     x_bytes = sum(group.layers * activation_bytes_per_token(group.shape) for group in shape.groups)
     return {
-        "activations": rows * rebuilt * x_bytes,
+        "activations": x_pages * block * x_bytes,
         "kv": kv * block * cache_bytes_per_token(shape),
         "weights": weights,
     }

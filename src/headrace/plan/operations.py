@@ -123,6 +123,15 @@ class Program:
         return tuple(tuple(layer) for layer in layers)
 
     @cached_property
+    def host(self) -> tuple[tuple[Operation, ...], ...]:
+        """For each layer, what runs on the host's cores."""
+        layers: list[list[Operation]] = [[] for _ in range(self.num_layers)]
+        for op in self.operations:
+            if op.lane is Lane.HOST_ATTEND:
+                layers[op.layer].append(op)
+        return tuple(tuple(layer) for layer in layers)
+
+    @cached_property
     def link_bytes(self) -> int:
         """Bytes that the step brings to the device."""
         return sum(op.link_bytes for op in self.loads)

@@ -20,6 +20,8 @@ from headrace.plan.operations import Program
 from headrace.plan.options import Objective, PlanOptions
 from headrace.plan.outcome import Plan
 from headrace.plan.policies import Policy, Split
+from headrace.plan.program import Optimum
+from headrace.plan.resources import Resource
 from headrace.plan.schedule import StepOrder
 from headrace.plan.simulate import bound_s, predicted_step_s, work_s
 from headrace.plan.workload import Workload
@@ -30,6 +32,9 @@ _SINGLE = (Policy.RESIDENT, Policy.STREAM, Policy.RECOMPUTE, Policy.KVPR, Policy
 _SIMULATED_STEPS = 4
 _MANY_OPERATIONS = 5_000
 """Of so large a program two steps are simulated: the second is as good as steady."""
+
+_ABOUT_AS_BUSY = 0.9
+"""Share of the link's time from which on others are taken to be as busy."""
 
 _HARDLY_FASTER = 0.995
 """A mixture is chosen over a pure path only where it is faster by more than this."""
@@ -183,9 +188,7 @@ class Planner:
         """Return a plan with its comparison with ``stream``, its feasibility and its reasons."""
         plan = replace(plan, stream_step_s=self._stream_step_s(plan))
         decider = self.decider
-        lacking = shortfalls(
-            self.shape, plan, decider.gpu_budget_bytes, decider.host_budget_bytes
-        )
+        lacking = shortfalls(self.shape, plan, decider.gpu_budget_bytes, decider.host_budget_bytes)
         reasons = (*lacking, *explain(self.shape, plan, self.profile))
         return replace(plan, feasible=not lacking, reasons=reasons)
 
@@ -224,6 +227,7 @@ class Planner:
                 decision.schedule,
                 decision.weights_streamed,
                 self.options.communication_s / shape.num_layers,
+                _weights_ahead(decision.optimum),
             ),
         )
         steps = _SIMULATED_STEPS if len(program.operations) < _MANY_OPERATIONS else 2
@@ -264,9 +268,7 @@ def plan_program(plan: Plan, shape: ModelShape, context: int | None = None) -> P
     context = workload.mean_context if context is None else context
     block = geometry.block_tokens
     admitted = geometry.paged_tokens(workload.prompt_len) // block
-    split = plan.placement.split(
-        workload.rows, admitted, geometry.paged_tokens(context) // block
-    )
+    split = plan.placement.split(workload.rows, admitted, geometry.paged_tokens(context) // block)
     return step_program(
         DecodeWork(shape, workload.batch_rows, context, split, geometry),
         StepOrder(
@@ -275,8 +277,15 @@ def plan_program(plan: Plan, shape: ModelShape, context: int | None = None) -> P
             plan.schedule,
             plan.weights_streamed,
             plan.communication_s / shape.num_layers,
+            _weights_ahead(plan.optimum),
         ),
     )
+
+
+def _weights_ahead(optimum: Optimum) -> bool:
+    """Return whether layers wait for the device or the host's cores as much as for the link."""
+    busy_s = max(optimum.seconds[Resource.GPU], optimum.seconds.get(Resource.HOST, 0.0))
+    return busy_s >= _ABOUT_AS_BUSY * optimum.seconds[Resource.LINK]
 
 
 def _named_policy(decision: Decision) -> Policy:

@@ -88,6 +88,8 @@ class LayerTimes:
             reading X and writing K/V).
         attend_gpu_s: attending to K/V of all cached tokens, by whichever path they come.
         fixed_gpu_s: the device's work that does not depend on the split.
+        last_gpu_s: of that, besides, what the paper's schedule does while nothing travels: what
+            ends a layer, windowed layers, the head. The paper does not count it.
     """
 
     stream_link_s: float
@@ -95,6 +97,7 @@ class LayerTimes:
     rebuild_gpu_s: float
     attend_gpu_s: float = 0.0
     fixed_gpu_s: float = 0.0
+    last_gpu_s: float = 0.0
 
     @classmethod
     def from_rates(
@@ -139,27 +142,24 @@ def recompute_split(fraction: float) -> Split:
 def recompute_fraction(times: LayerTimes) -> float:
     """Return the share x to rebuild where everything overlaps (``recompute``).
 
-    With S, X, R, A, G for the five times, the layer takes
-    max(S − (S − X)·x, G + A + R·x). For X ≥ S (that is r ≥ 1) the link gains nothing, and x = 0.
-    Otherwise the first falls and the second does not, so the best x is where they cross:
-    x = (S − G − A) / (S − X + R), clipped to [0, 1]. With G = A = 0 and divided by S = κN/B this
-    is 1 / (1 − r + ρB/(κF)).
+    With S, X, R, A, G, U for the six times, the layer takes
+    max(S − (S − X)·x, U + G + A + R·x). For X ≥ S (that is r ≥ 1) the link gains nothing, and
+    x = 0. Otherwise the first falls and the second does not, so the best x is where they cross:
+    x = (S − U − G − A) / (S − X + R), clipped to [0, 1]. With U = G = A = 0 and divided by
+    S = κN/B this is 1 / (1 − r + ρB/(κF)).
     """
-    saving = times.stream_link_s - times.recompute_link_s
-    if saving <= 0:
-        return 0.0
-    spare = times.stream_link_s - times.fixed_gpu_s - times.attend_gpu_s
-    return _clipped(spare / (saving + times.rebuild_gpu_s))
+    return _crossing(times, times.fixed_gpu_s + times.last_gpu_s)
 
 
 def kvpr_fraction(times: LayerTimes) -> float:
     """Return the share x to rebuild in the paper's schedule (``kvpr``).
 
     KVPR (arXiv 2411.17089, section 3) has t(l) = χl/B + max(ρl/F, κ(N − l)/B). With the device's
-    other work this is max(X·x + S·(1 − x), max(X·x, G) + A + R·x): the dense work runs while X
-    travels, and attending follows rebuilding. The first falls in x if X < S, and the second rises,
-    so the best x is the lesser of the crossings (S − A) / (S + R) and (S − G − A) / (S − X + R),
-    clipped to [0, 1]; with G = A = 0 that is 1 / (1 + ρB/(κF)). For X ≥ S it is 0.
+    other work this is U + max(X·x + S·(1 − x), max(X·x, G) + A + R·x): the dense work runs while X
+    travels, attending follows rebuilding, and the next layer's loads wait for the rest. The first
+    falls in x if X < S, and the second rises, so the best x is the lesser of the crossings
+    (S − A) / (S + R) and (S − G − A) / (S − X + R), clipped to [0, 1]; with G = A = 0 that is
+    1 / (1 + ρB/(κF)). For X ≥ S it is 0.
     """
     saving = times.stream_link_s - times.recompute_link_s
     if saving <= 0:
@@ -167,7 +167,16 @@ def kvpr_fraction(times: LayerTimes) -> float:
     behind_activations = (times.stream_link_s - times.attend_gpu_s) / (
         times.stream_link_s + times.rebuild_gpu_s
     )
-    return min(_clipped(behind_activations), recompute_fraction(times))
+    return min(_clipped(behind_activations), _crossing(times, times.fixed_gpu_s))
+
+
+def _crossing(times: LayerTimes, fixed_gpu_s: float) -> float:
+    """Return where S − (S − X)·x, the link's time, is the device's, fixed + A + R·x."""
+    saving = times.stream_link_s - times.recompute_link_s
+    if saving <= 0:
+        return 0.0
+    spare = times.stream_link_s - fixed_gpu_s - times.attend_gpu_s
+    return _clipped(spare / (saving + times.rebuild_gpu_s))
 
 
 def best_fraction(policy: Policy, times: LayerTimes) -> float:
@@ -192,15 +201,17 @@ def layer_time_s(policy: Policy, times: LayerTimes, fraction: float = 0.0) -> fl
     """
     link_s = times.recompute_link_s * fraction + times.stream_link_s * (1 - fraction)
     gpu_s = times.attend_gpu_s + times.rebuild_gpu_s * fraction
+    fixed_s = times.fixed_gpu_s + times.last_gpu_s
     match policy:
         case Policy.RESIDENT:
-            return times.fixed_gpu_s + times.attend_gpu_s
+            return fixed_s + times.attend_gpu_s
         case Policy.STREAM:
-            return max(times.stream_link_s, times.fixed_gpu_s + times.attend_gpu_s)
+            return max(times.stream_link_s, fixed_s + times.attend_gpu_s)
         case Policy.KVPR:
-            return max(link_s, max(times.recompute_link_s * fraction, times.fixed_gpu_s) + gpu_s)
+            before_s = max(times.recompute_link_s * fraction, times.fixed_gpu_s)
+            return times.last_gpu_s + max(link_s, before_s + gpu_s)
         case Policy.RECOMPUTE:
-            return max(link_s, times.fixed_gpu_s + gpu_s)
+            return max(link_s, fixed_s + gpu_s)
     raise ConfigurationError(
         f"policy is {policy.value!r}; closed forms are there for resident, stream, kvpr, recompute"
     )

@@ -129,8 +129,10 @@ class _Builder:
         self.stores.append(tuple(stores))
 
     def _stores(self, layer: int, rows: int, attended: int) -> Iterator[int]:
-        shape, split = self.shape.layers[layer], self.plan.admission
-        tokens = rows * self.plan.workload.prompt_len
+        """Append the stores of what goes to the host: whole pages; the rest stays in the tail."""
+        shape, plan = self.shape.layers[layer], self.plan
+        split = plan.admission
+        tokens = rows * plan.geometry.paged_tokens(plan.workload.prompt_len)
         for kind, lane, share, token_bytes in (
             (
                 Kind.STORE_ACTIVATIONS,
@@ -145,7 +147,7 @@ class _Builder:
                 kv_bytes_per_token(shape),
             ),
         ):
-            if share > 0:
+            if share * tokens > 0:
                 size_bytes = round(share * tokens * token_bytes)
                 yield self.add(kind, lane, layer, link_bytes=size_bytes, waits_for=(attended,))
 

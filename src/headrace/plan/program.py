@@ -14,21 +14,22 @@ streamed is one of them. Rows and columns have names, under which the solver kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import (
     activation_bytes_per_token,
     all_layers_weight_bytes,
     kv_bytes_per_token,
-    layer_weight_bytes,
 )
-from headrace.model.shape import ModelShape
-from headrace.plan.demands import PATHS, WEIGHTS, Demand, Rate, Resource, StepWork, column, demands
+from headrace.model.shape import LayerGroup
+from headrace.plan.demands import demands
 from headrace.plan.linear import LinearProgram, Solution
-from headrace.plan.operations import WEIGHT_SLOTS
 from headrace.plan.policies import Split
+from headrace.plan.resources import Demand, Rate, Resource
+from headrace.plan.step_work import PATHS, WEIGHTS, StepWork, column
+from headrace.plan.weights import streamed_device_bytes
 
 STEP = "T"
 GPU_MEMORY = "gpu_memory"
@@ -36,6 +37,14 @@ HOST_MEMORY = "host_memory"
 
 _TIE_BREAK = 1e-6
 """Of several splits with the same T, take the one that keeps the resources less busy."""
+
+_HOST_ROWS = frozenset((Resource.HOST.value, Resource.DRAM.value))
+
+_LACKING = 1e4
+"""What it costs to lack as many bytes as the cache has, next to a T of about 1."""
+
+_NOTHING = 1e-9
+"""Shares below are the solver's rounding."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,13 @@ class MemoryLimits:
             below 0 where weights must be streamed.
         host_left: host memory that may be used.
         end_paged: tokens of a row in pages at the end of the generation.
+        lacking: whether budgets may be exceeded, by as little as can be: for what fits nowhere.
     """
 
     gpu_left: float
     host_left: float
     end_paged: int
+    lacking: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,13 @@ class Optimum:
     prices: Mapping[str, float]
     elasticity: Mapping[Rate, float]
 
+    def columns(self, groups: Sequence[LayerGroup]) -> dict[str, float]:
+        """Return the program's columns, by name, for the model's groups of layers."""
+        values = {WEIGHTS: self.weights_streamed}
+        for group, split in zip(groups, self.splits, strict=True):
+            values |= {column(path, group, len(groups)): getattr(split, path) for path in PATHS}
+        return values
+
 
 def optimise(
     work: StepWork, profile: HardwareProfile, limits: MemoryLimits, choice: Choice
@@ -106,22 +124,61 @@ def optimise(
         limits: the memory.
         choice: what may be chosen from.
     """
+    best = _solved(work, profile, limits, choice)
+    for paths in _fewer(choice, best):
+        other = _solved(work, profile, limits, replace(choice, paths=paths))
+        if other is not None and (best is None or other.step_s < best.step_s):
+            best = other
+    return best
+
+
+def _fewer(choice: Choice, best: Optimum | None) -> Iterator[tuple[str, ...]]:
+    """Yield paths to do with instead, where a path costs something however few tokens take it.
+
+    That is so of the host's (queries go down and results come up), and of all but the device's (new
+    tokens are stored). If what it costs does not bind, nothing is gained without it.
+    """
+    if best is None:
+        return
+    binds = {row for row, price in best.prices.items() if price > 0}
+    without = tuple(path for path in choice.paths if path != "host")
+    hosted = any(split.host > 0 for split in best.splits)
+    if len(choice.paths) > len(without) > 0 and (not hosted or binds & _HOST_ROWS):
+        yield without
+    if choice.paths != ("resident",) and "resident" in choice.paths and Resource.STORE in binds:
+        yield ("resident",)
+
+
+def _solved(
+    work: StepWork, profile: HardwareProfile, limits: MemoryLimits, choice: Choice
+) -> Optimum | None:
     asked = demands(work, profile, choice.paths)
-    program = assemble(work, asked, limits, choice)
-    solution = program.solve()
-    return None if solution is None else _optimum(work, asked, solution)
+    unit_s = _unit_s(asked)
+    solution = assemble(work, asked, limits, choice, unit_s).solve()
+    return None if solution is None else _optimum(work, asked, solution, unit_s)
 
 
 def assemble(
-    work: StepWork, asked: Sequence[Demand], limits: MemoryLimits, choice: Choice
+    work: StepWork,
+    asked: Sequence[Demand],
+    limits: MemoryLimits,
+    choice: Choice,
+    unit_s: float = 1.0,
 ) -> LinearProgram:
-    """Return the linear program with all its rows and columns."""
+    """Return the linear program with all its rows and columns.
+
+    Args:
+        work: the step.
+        asked: what the step needs of each resource.
+        limits: the memory.
+        choice: what may be chosen from.
+        unit_s: unit of T and of the objective.
+    """
     program = LinearProgram()
-    _add_columns(program, work, asked, choice)
-    for demand in asked:
-        by_column, constant = demand.coefficients()
-        known = {name: value for name, value in by_column.items() if name in program.columns}
-        program.add_row(demand.resource.value, {**known, STEP: -1.0}, upper=-constant)
+    coefficients = [demand.coefficients() for demand in asked]
+    _add_columns(program, work, [by_column for by_column, _ in coefficients], choice, unit_s)
+    for demand, (by_column, constant) in zip(asked, coefficients, strict=True):
+        program.add_row(demand.row, {**by_column, STEP: -unit_s}, upper=-constant)
     groups = work.shape.groups
     for group in groups:
         paths = {column(path, group, len(groups)): 1.0 for path in choice.paths}
@@ -136,13 +193,21 @@ def assemble(
     return program
 
 
+def _unit_s(asked: Sequence[Demand]) -> float:
+    """Return the largest time that there is, so that the solver's numbers are at most about 1."""
+    return max(max((term.seconds for term in one.terms), default=0.0) for one in asked) or 1.0
+
+
 def _add_columns(
-    program: LinearProgram, work: StepWork, asked: Sequence[Demand], choice: Choice
+    program: LinearProgram,
+    work: StepWork,
+    needs: Sequence[Mapping[str, float]],
+    choice: Choice,
+    unit_s: float,
 ) -> None:
-    used: dict[str, float] = {}
-    for demand in asked:
-        for term in demand.terms:
-            used[term.column] = used.get(term.column, 0.0) + term.seconds
+    def tie_break(name: str) -> float:
+        return _TIE_BREAK * sum(need.get(name, 0.0) for need in needs) / unit_s
+
     program.add_column(STEP, cost=1.0)
     groups = work.shape.groups
     for group in groups:
@@ -152,21 +217,18 @@ def _add_columns(
             given = choice.fixed.get(path)
             program.add_column(
                 name,
-                cost=_TIE_BREAK * used.get(name, 0.0),
+                cost=tie_break(name),
                 lower=0.0 if given is None else given,
                 upper=upper if given is None else given,
             )
-    program.add_column(
-        WEIGHTS,
-        cost=_TIE_BREAK * used.get(WEIGHTS, 0.0),
-        upper=1.0 if choice.stream_weights else 0.0,
-    )
+    most = 1.0 if choice.stream_weights else 0.0
+    program.add_column(WEIGHTS, cost=tie_break(WEIGHTS), upper=most)
 
 
 def _add_memory(
     program: LinearProgram, work: StepWork, limits: MemoryLimits, choice: Choice
 ) -> None:
-    """Add the budgets, each divided by the bytes of the whole cache so that numbers stay tame."""
+    """Add the budgets, in bytes."""
     groups = work.shape.groups
     gpu: dict[str, float] = {WEIGHTS: float(streamed_device_bytes(work.shape))}
     host: dict[str, float] = {WEIGHTS: float(all_layers_weight_bytes(work.shape))}
@@ -183,47 +245,45 @@ def _add_memory(
                 host[name] = float(-tokens * kv_bytes)
             elif path == "recompute":
                 host[name] = float(tokens * saved_by_x)
-    scale = max(at_end, 1.0)
-    program.add_row(
-        GPU_MEMORY,
-        {name: value / scale for name, value in gpu.items()},
-        upper=limits.gpu_left / scale,
-    )
-    program.add_row(
-        HOST_MEMORY,
-        {name: value / scale for name, value in host.items()},
-        upper=(limits.host_left - at_end) / scale,
-    )
+    if limits.lacking:
+        for row, needs in ((GPU_MEMORY, gpu), (HOST_MEMORY, host)):
+            program.add_column(f"lacking {row}", cost=_LACKING)
+            needs[f"lacking {row}"] = -max(at_end, 1.0)
+    program.add_row(GPU_MEMORY, gpu, upper=limits.gpu_left)
+    program.add_row(HOST_MEMORY, host, upper=limits.host_left - at_end)
 
 
-def streamed_device_bytes(shape: ModelShape) -> int:
-    """Return what streaming all layers' weights adds on the device: slots, less the weights."""
-    slots = WEIGHT_SLOTS * max(layer_weight_bytes(layer) for layer in shape.layers)
-    return min(0, slots - all_layers_weight_bytes(shape))
-
-
-def _optimum(work: StepWork, asked: Sequence[Demand], solution: Solution) -> Optimum:
-    values = solution.values
+def _optimum(work: StepWork, asked: Sequence[Demand], solution: Solution, unit_s: float) -> Optimum:
     groups = work.shape.groups
     splits = tuple(
-        _split({path: values.get(column(path, group, len(groups)), 0.0) for path in PATHS})
+        _split({path: solution.values.get(column(path, group, len(groups)), 0.0) for path in PATHS})
         for group in groups
     )
-    seconds = {demand.resource: demand.seconds(values) for demand in asked}
-    step_s = values[STEP]
-    prices = {name: -price for name, price in solution.prices.items()}
+    # What the solver rounded is left out of the times too, which are those of the splits.
+    values = {WEIGHTS: _share(solution.values[WEIGHTS])}
+    for group, split in zip(groups, splits, strict=True):
+        values |= {column(path, group, len(groups)): getattr(split, path) for path in PATHS}
+    seconds: dict[Resource, float] = {}
+    for demand in asked:
+        needed = demand.seconds(values)
+        seconds[demand.resource] = max(seconds.get(demand.resource, 0.0), needed)
+    step_s = max(seconds.values())
+    prices = {name: -price * unit_s for name, price in solution.prices.items()}
     elasticity: dict[Rate, float] = {}
     for demand in asked:
-        price = prices[demand.resource.value]
         for rate, part_s in demand.seconds_by_rate(values).items():
-            share = price * part_s / step_s if step_s else 0.0
+            share = prices[demand.row] * part_s / step_s if step_s else 0.0
             elasticity[rate] = elasticity.get(rate, 0.0) + share
     return Optimum(step_s, splits, values[WEIGHTS], seconds, prices, elasticity)
 
 
+def _share(value: float) -> float:
+    """Return a share freed of the solver's rounding."""
+    return 0.0 if value < _NOTHING else min(1.0, value)
+
+
 def _split(shares: Mapping[str, float]) -> Split:
     """Return shares as a split, freed of the solver's rounding."""
-    kept = {path: min(1.0, max(0.0, share)) for path, share in shares.items()}
-    kept = {path: share if share > 1e-9 else 0.0 for path, share in kept.items()}
+    kept = {path: _share(share) for path, share in shares.items()}
     total = sum(kept.values())
     return Split(**{path: share / total for path, share in kept.items()}) if total else Split(1.0)

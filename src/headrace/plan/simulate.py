@@ -8,80 +8,22 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from headrace.hardware.profile import HardwareProfile
-from headrace.plan.demands import Resource
 from headrace.plan.operations import Kind, Operation, Program
-from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin, Span, Timeline
+from headrace.plan.resources import Resource
+from headrace.plan.work import OF_LANE, bound_s, operation_work_s, shared_speeds, work_s
+from headrace.timeline import H2D_LANES, Lane, Origin, Span, Timeline
 
-_LOADS = (Kind.LOAD_WEIGHTS, Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
-_STORES = (Kind.STORE_KV, Kind.STORE_ACTIVATIONS)
+__all__ = [
+    "bound_s",
+    "operation_work_s",
+    "predicted_step_s",
+    "simulate",
+    "steady_step_s",
+    "step_durations_s",
+    "work_s",
+]
 
-_OF_LANE = (
-    dict.fromkeys(H2D_LANES, Resource.LINK)
-    | dict.fromkeys(D2H_LANES, Resource.STORE)
-    | {Lane.COMPUTE: Resource.GPU, Lane.HOST_ATTEND: Resource.HOST}
-)
 _RESOURCES = (Resource.LINK, Resource.STORE, Resource.GPU, Resource.HOST)
-
-
-def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> float:
-    """Return the seconds that an operation keeps its resource busy, latency left out.
-
-    Transfers take bytes / rate. Compute takes max(FLOPs / GEMM rate, bytes / memory rate), where
-    the memory rate is that of attention, of dense decode work, or of the device's memory. The GEMM
-    rate of a rebuild is the measured one of rebuilding, where there is one. The host's attention
-    takes bytes / its rate, and the transfers of queries and results.
-    """
-    if op.kind in _LOADS:
-        return op.link_bytes / profile.h2d_bytes_per_s
-    if op.kind in _STORES:
-        return op.link_bytes / profile.d2h_bytes_per_s
-    if op.kind is Kind.HOST_ATTEND:
-        slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
-        return op.memory_bytes / profile.host_attend_rate + op.link_bytes / slower
-    memory_bytes_per_s = profile.device_bytes_per_s
-    if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
-        memory_bytes_per_s = profile.attend_rate
-    elif op.kind is Kind.DENSE:
-        memory_bytes_per_s = profile.dense_rate
-    is_rebuild = op.kind is Kind.REBUILD
-    flops_per_s = profile.rebuild_rate(dtype) if is_rebuild else profile.gemm_rate(dtype)
-    return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s) + op.fixed_s
-
-
-def work_s(program: Program, profile: HardwareProfile, dtype: str) -> dict[str, float]:
-    """Return the seconds for which one step needs each resource.
-
-    ``link``, ``store`` and ``gpu`` always; and where the host attends, ``host`` (with the dense
-    work that it has to wait for) and ``dram`` (see ``demands.Resource``).
-    """
-    totals = dict.fromkeys((Resource.LINK, Resource.STORE, Resource.GPU, Resource.HOST), 0.0)
-    dense_s = read_bytes = 0.0
-    for op in program.operations:
-        seconds = operation_work_s(op, profile, dtype)
-        totals[_OF_LANE[op.lane]] += seconds
-        if op.kind is Kind.DENSE:
-            dense_s += seconds
-        elif op.kind is Kind.HOST_ATTEND:
-            read_bytes += op.memory_bytes
-        elif op.kind in _LOADS:
-            read_bytes += op.link_bytes
-    found = {resource.value: seconds for resource, seconds in totals.items()}
-    if not totals[Resource.HOST]:
-        del found[Resource.HOST.value]
-        return found
-    found[Resource.HOST.value] += dense_s
-    if not math.isinf(profile.dram_rate):
-        unused = 1 - profile.h2d_bytes_per_s / profile.dram_rate
-        found[Resource.DRAM.value] = read_bytes / profile.dram_rate + dense_s * unused
-    return found
-
-
-def bound_s(program: Program, profile: HardwareProfile, dtype: str) -> float:
-    """Return the least time of a step in steady state: that of the resource with most work.
-
-    Latencies are left out, and everything is taken to overlap that can.
-    """
-    return max(work_s(program, profile, dtype).values())
 
 
 def simulate(
@@ -99,8 +41,8 @@ def simulate(
     operations in program order, one at a time. An operation starts when its resource is free and
     what it waits for has finished. A load also waits for the last reader of the load that was in
     its slot, over step boundaries; where the program has no look-ahead it waits for the end of the
-    step before. While the link and the cores are both busy they share host memory
-    (``HardwareProfile.shared_rates``): each goes on at the rate that is then left to it.
+    step before. While the link and the cores are both busy they share host memory (``Sharing``):
+    each goes on at the rate that is then left to it.
 
     Args:
         program: the program of every step, or one for each step in turn.
@@ -178,13 +120,11 @@ class _Run:
         for step, program in enumerate(programs):
             self._enqueue(step, program)
         self._last_compute = [_last_compute(program) for program in programs]
-        link, cores = profile.shared_rates
-        self._shared_speed = {
-            Resource.LINK: link / profile.h2d_bytes_per_s,
-            Resource.HOST: cores / profile.host_attend_rate,
+        of_program = {
+            id(program): shared_speeds(program, profile, dtype)
+            for program in {id(program): program for program in programs}.values()
         }
-        if math.isinf(profile.host_attend_rate):
-            self._shared_speed = {Resource.LINK: 1.0, Resource.HOST: 1.0}
+        self._shared_speeds = [of_program[id(program)] for program in programs]
 
     def go(self) -> None:
         """Run everything."""
@@ -218,9 +158,10 @@ class _Run:
     def _share(self, link: _Line, host: _Line, now: float) -> None:
         """Let link and cores go on at the speeds that host memory allows them now."""
         both = link.operation is not None and host.operation is not None
-        for line in (link, host):
+        for place, line in enumerate((link, host)):
             if line.operation is not None:
-                line.go_on(now, self._shared_speed[line.resource] if both else 1.0)
+                speeds = self._shared_speeds[line.operation[0]]
+                line.go_on(now, speeds[place] if both else 1.0)
 
     def _ready_s(self, step: int, op: Operation) -> float:
         """Return when all that an operation waits for has finished, or infinity if unknown."""
@@ -269,7 +210,9 @@ class _Run:
                 op.granule,
                 start_s,
                 finish_s,
-                op.memory_bytes if op.lane is Lane.HOST_ATTEND else op.link_bytes or op.memory_bytes,
+                op.memory_bytes
+                if op.lane is Lane.HOST_ATTEND
+                else op.link_bytes or op.memory_bytes,
                 op.flops,
             )
             for step, op, start_s, finish_s in self._done
@@ -277,16 +220,14 @@ class _Run:
 
     def step_ends_s(self) -> list[float]:
         """Return when each step's compute has finished."""
-        return [
-            finish[last] for finish, last in zip(self._finish, self._last_compute, strict=True)
-        ]
+        return [finish[last] for finish, last in zip(self._finish, self._last_compute, strict=True)]
 
     def _enqueue(self, step: int, program: Program) -> None:
         """Append a step's operations to the queues, and note the last reader of each slot."""
         self._staging.begin_step(step, program)
         self._weights.begin_step(step, program)
         for op in program.operations:
-            self._queues[_OF_LANE[op.lane]].append((step, op))
+            self._queues[OF_LANE[op.lane]].append((step, op))
             if op.kind is Kind.LOAD_WEIGHTS:
                 self._weights.note(step, op.weights_number, op.index)
             elif op.lane in H2D_LANES:
@@ -383,7 +324,7 @@ def _durations(
     }
     of_program = {
         id(program): [
-            latency_s[_OF_LANE[op.lane]] + operation_work_s(op, profile, dtype)
+            latency_s[OF_LANE[op.lane]] + operation_work_s(op, profile, dtype)
             for op in program.operations
         ]
         for program in {id(program): program for program in programs}.values()

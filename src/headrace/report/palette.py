@@ -79,3 +79,61 @@ def _luminance(colour: str) -> float:
     channels = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+Marker = Literal["circle", "square", "diamond", "triangle", "down", "cross"]
+
+
+@dataclass(frozen=True, slots=True)
+class LineStyle:
+    """How a curve is drawn.
+
+    Attributes:
+        light: colour on a light page.
+        dark: colour on a dark page.
+        dash: lengths of dashes and gaps, as in SVG; empty for a whole line.
+        marker: what marks its points.
+    """
+
+    light: str
+    dark: str
+    dash: str
+    marker: Marker
+
+
+LINES = {
+    "auto": LineStyle("#1b1f27", "#f2f4f7", "", "circle"),
+    "resident": LineStyle("#3d93c6", "#9bd0f0", "", "square"),
+    "stream": LineStyle("#2c66ad", "#5b97e0", "", "diamond"),
+    "recompute": LineStyle("#c4511f", "#ec8350", "9 4", "triangle"),
+    "kvpr": LineStyle("#a86a00", "#f2b245", "2 4", "down"),
+    "host": LineStyle("#2e8b63", "#52b98a", "10 3 2 3", "square"),
+}
+"""The curve of every policy."""
+
+PATH_LOOKS = {
+    "resident": LOOKS["attend"],
+    "stream": LOOKS["load_kv"],
+    "recompute": LOOKS["rebuild"],
+    "host": LOOKS["host_attend"],
+}
+"""How the share of each path is filled: as the operations that it consists of."""
+
+
+def marker_path(marker: Marker, x: float, y: float, radius: float) -> str:
+    """Return the outline of a marker around a point, as the data of an SVG path."""
+    at, r = f"{x:.2f} {y:.2f}", radius
+    match marker:
+        case "circle":
+            return f"M{at}m{-r:g} 0a{r:g} {r:g} 0 1 0 {2 * r:g} 0a{r:g} {r:g} 0 1 0 {-2 * r:g} 0z"
+        case "square":
+            return f"M{at}m{-r:g} {-r:g}h{2 * r:g}v{2 * r:g}h{-2 * r:g}z"
+        case "diamond":
+            d = 1.3 * r
+            return f"M{at}m{-d:g} 0l{d:g} {-d:g}l{d:g} {d:g}l{-d:g} {d:g}z"
+        case "triangle":
+            return f"M{at}m{-1.2 * r:g} {r:g}h{2.4 * r:g}l{-1.2 * r:g} {-2.2 * r:g}z"
+        case "down":
+            return f"M{at}m{-1.2 * r:g} {-r:g}h{2.4 * r:g}l{-1.2 * r:g} {2.2 * r:g}z"
+        case "cross":
+            return f"M{at}m{-r:g} {-r:g}l{2 * r:g} {2 * r:g}m0 {-2 * r:g}l{-2 * r:g} {2 * r:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from math import ceil
 
@@ -45,6 +46,9 @@ def timeline_svg(
     captions: Mapping[str, str] | None = None,
     window_s: float | None = None,
     by_lane: bool = False,
+    speeds: Mapping[str, str] | None = None,
+    compact: bool = False,
+    inline: bool = False,
 ) -> str:
     """Return a picture of timelines, stacked over one time axis.
 
@@ -55,15 +59,20 @@ def timeline_svg(
         captions: a line of words for a panel, by its label.
         window_s: draw only this many seconds from the start (default: all).
         by_lane: draw a row for each lane instead of one for each part of the machine.
+        speeds: what is said of a panel's speed, by its label, instead of its step's time.
+        compact: write names over the rows instead of beside them, for narrow pictures.
+        inline: leave out card and fills, for a page that has ``svg_parts.themed_patterns``.
     """
+    words = _Words(by_lane, compact, captions or {}, speeds or {})
     shown = [timeline for timeline in timelines if timeline.spans]
     seconds = window_s or max((timeline.duration_s for timeline in shown), default=0.0) or 1.0
-    axis = Axis(MARGIN + LABELS, width - 2 * MARGIN - LABELS, seconds)
+    labels = 0 if compact else LABELS
+    axis = Axis(MARGIN + labels, width - 2 * MARGIN - labels, seconds)
     parts: list[str] = []
     y = float(MARGIN)
     panels = panels_of(timelines)
     for panel in panels:
-        drawn, y = _panel(panel, panels[0], axis, y, (captions or {}).get(panel.label), by_lane)
+        drawn, y = _panel(panel, panels[0], axis, y, words)
         parts += [f"<g><title>{escape(_summary(panel))}</title>", *drawn, "</g>"]
         y += 16
     if not shown:
@@ -75,6 +84,13 @@ def timeline_svg(
         parts = [*grid, *parts, *legend]
     height = ceil(y + MARGIN - 6)
     description = escape(" ".join(_summary(panel) for panel in panels))
+    if inline:
+        inset = 2 if compact else MARGIN // 2
+        box = f"{inset} {inset} {width - 2 * inset} {height - 2 * inset}"
+        return (
+            f'<svg viewBox="{box}" role="img" font-size="12" '
+            f'aria-label="{escape(title)}. {description}">{"".join(parts)}</svg>'
+        )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" font-family="{FONT}" font-size="12">'
@@ -84,30 +100,46 @@ def timeline_svg(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What is written into panels, and where."""
+
+    by_lane: bool
+    compact: bool
+    captions: Mapping[str, str]
+    speeds: Mapping[str, str]
+
+
 def _panel(
-    panel: Panel, first: Panel, axis: Axis, y: float, caption: str | None, by_lane: bool
+    panel: Panel, first: Panel, axis: Axis, y: float, words: _Words
 ) -> tuple[list[str], float]:
     """Draw one panel from ``y`` on; return its parts and where it ends."""
-    words = "; ".join(_speed(timeline, first) for timeline in panel.timelines)
+    speed = words.speeds.get(panel.label)
+    speed = speed or "; ".join(_speed(timeline, first) for timeline in panel.timelines)
     right = axis.left + axis.width
     parts = [
         text_at(MARGIN, y + 13, panel.label, size=15, weight=600, halo=True),
-        text_at(right, y + 13, words, fill=SOFT, anchor="end", halo=True),
+        text_at(right, y + 13, speed, fill=SOFT, anchor="end", halo=True),
     ]
     y += 22
+    caption = words.captions.get(panel.label)
     if caption:
         parts.append(text_at(MARGIN, y + 11, caption, fill=SOFT, halo=True))
         y += 20
     half = 30 if len(panel.timelines) == 1 else 20
-    for row in panel.rows(LANE_ROWS if by_lane else MACHINE_ROWS):
+    for row in panel.rows(LANE_ROWS if words.by_lane else MACHINE_ROWS):
         height = (half + 2) * len(panel.timelines) - 2
-        parts.append(text_at(MARGIN, y + height / 2 + 4, row.name, weight=600))
+        middle = y + 12 if words.compact else y + height / 2 + 4
+        parts.append(text_at(MARGIN, middle, row.name, weight=600, halo=words.compact))
+        y += 17 if words.compact else 0
         for timeline in panel.timelines:
             share = f"{100 * timeline.busy_share(row.lanes):.0f} %"
             word = "busy" if len(panel.timelines) == 1 else timeline.origin.value
-            middle = y + half / 2 + 4
+            at = (right, y - 5) if words.compact else (axis.left - 10, y + half / 2 + 4)
             parts.append(
-                text_at(axis.left - 10, middle, f"{word} {share}", fill=SOFT, anchor="end", size=11)
+                text_at(
+                    *at, f"{word} {share}", fill=SOFT, anchor="end", size=11, halo=words.compact
+                )
             )
             parts += _track(timeline, row, axis, y, half)
             y += half + 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import floor, log10
@@ -68,16 +68,18 @@ def bars_of(
         word = _word(look, span, bar)
         if word:
             middle = (low + high) / 2
-            words.append(text_at(middle, y + height / 2 + 4, word, fill=look.ink, anchor="middle"))
+            words.append(
+                text_at(
+                    middle, y + height / 2 + 4, word, fill=look.ink, anchor="middle", role="bar"
+                )
+            )
     for x in sorted(columns):
         base = y + height
         for look, part in columns[x].items():
             tall = min(part * height, base - y)
             paths[look].append(f"M{x} {number(base)}h1v-{number(tall)}h-1z")
             base -= tall
-    bars = [
-        f'<path fill="url(#{_pattern_id(look)})" d="{"".join(d)}"/>' for look, d in paths.items()
-    ]
+    bars = [f'<path fill="{fill_of(look)}" d="{"".join(d)}"/>' for look, d in paths.items()]
     return bars + words
 
 
@@ -139,7 +141,7 @@ def legend_of(timelines: Sequence[Timeline], width: float, y: float) -> tuple[li
             x, y = float(MARGIN), y + 20
         parts.append(
             f'<rect x="{number(x)}" y="{number(y)}" width="18" height="12" rx="2" '
-            f'fill="url(#{_pattern_id(look)})"/>'
+            f'fill="{fill_of(look)}"/>'
         )
         parts.append(text_at(x + 24, y + 10, look.name, fill=SOFT))
         x += advance
@@ -150,16 +152,39 @@ def patterns_of(timelines: Sequence[Timeline]) -> str:
     """Return the definitions of the fills that the timelines use."""
     patterns = []
     for look in looks_of(timelines):
-        lines = _HATCHING.get(look.hatching)
-        hatch = (
-            f'<path d="{lines}" stroke="#fff" stroke-opacity=".5" fill="none"/>' if lines else ""
-        )
-        patterns.append(
-            f'<pattern id="{_pattern_id(look)}" width="6" height="6" '
-            f'patternUnits="userSpaceOnUse"><rect width="6" height="6" fill="{look.light}"/>'
-            f"{hatch}</pattern>"
-        )
+        hatch = _hatch(look, 'stroke="#fff" stroke-opacity=".5"')
+        patterns.append(_pattern(look, f'fill="{look.light}"', hatch))
     return f"<defs>{''.join(patterns)}</defs>"
+
+
+def themed_patterns(looks: Iterable[Look]) -> str:
+    """Return definitions of fills whose colours a page's style chooses.
+
+    Each has its colours as custom properties ``--light`` and ``--dark``, and the classes ``fill``
+    and ``hatch``.
+    """
+    patterns = []
+    for look in dict.fromkeys(looks):
+        colours = f'class="fill" style="--light:{look.light};--dark:{look.dark}"'
+        patterns.append(_pattern(look, colours, _hatch(look, 'class="hatch"')))
+    return f"<defs>{''.join(patterns)}</defs>"
+
+
+def fill_of(look: Look) -> str:
+    """Return the fill of a look, where its pattern is defined."""
+    return f"url(#{_pattern_id(look)})"
+
+
+def _pattern(look: Look, colour: str, hatch: str) -> str:
+    return (
+        f'<pattern id="{_pattern_id(look)}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        f'<rect width="6" height="6" {colour}/>{hatch}</pattern>'
+    )
+
+
+def _hatch(look: Look, stroke: str) -> str:
+    lines = _HATCHING.get(look.hatching)
+    return f'<path d="{lines}" {stroke} fill="none"/>' if lines else ""
 
 
 def _pattern_id(look: Look) -> str:
@@ -176,12 +201,14 @@ def text_at(
     size: int = 12,
     weight: int = 400,
     halo: bool = False,
+    role: str = "",
 ) -> str:
-    """Return a line of text; a halo keeps lines behind it off the letters."""
+    """Return a line of text; a halo keeps lines behind it off the letters, a role is its class."""
     style = "" if size == 12 else f' font-size="{size}"'
     style += "" if weight == 400 else f' font-weight="{weight}"'
     style += "" if anchor == "start" else f' text-anchor="{anchor}"'
     style += ' stroke="#fff" stroke-width="4" paint-order="stroke"' if halo else ""
+    style += f' class="{role}"' if role else ""
     return f'<text x="{number(x)}" y="{number(y)}" fill="{fill}"{style}>{escape(text)}</text>'
 
 

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from headrace.report.html_parts import asset, facts_html, table_html
 from headrace.report.page_data import embed, page_data, timelines_in
 from headrace.report.panels import panels_of
 from headrace.report.svg import timeline_svg
@@ -25,7 +25,6 @@ _LEAD_PAIR = (
     "measured, aligned at the start of a step."
 )
 _SCRIPTS = ("data.js", "draw.js", "view.js", "point.js", "page.js")
-_NUMERIC = tuple("0123456789+-−")
 
 
 def write_timeline_page(
@@ -60,15 +59,15 @@ def timeline_page(
 ) -> str:
     """Return the page that ``write_timeline_page`` writes."""
     paired = any(len(panel.timelines) > 1 for panel in panels_of(timelines))
-    return Template(_asset("timeline.html")).substitute(
+    return Template(asset("timeline.html")).substitute(
         title=escape(title),
-        style=_asset("timeline.css"),
+        style=asset("base.css") + asset("timeline.css"),
         lead=escape(f"{_LEAD} {_LEAD_PAIR}" if paired else _LEAD),
-        facts=_facts(facts),
-        table=_table(table or ()),
+        facts=facts_html(facts),
+        table=_figures(table or ()),
         picture=timeline_svg(timelines),
         data=embed(page_data(timelines)),
-        script="\n".join(_asset(name) for name in _SCRIPTS),
+        script="\n".join(asset(name) for name in _SCRIPTS),
     )
 
 
@@ -81,61 +80,6 @@ def read_timeline_page(path: str | Path) -> tuple[Timeline, ...]:
     return timelines_in(json.loads(match[1]))
 
 
-def _asset(name: str) -> str:
-    return files("headrace").joinpath("assets", "report", name).read_text("utf-8")
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    if not facts:
-        return ""
-    items = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
-        for name, value in facts.items()
-    )
-    return f'<dl class="facts">{"".join(items)}</dl>'
-
-
-def _table(rows: Sequence[Mapping[str, object]]) -> str:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    if not columns:
-        return ""
-    numeric = {column for column in columns if all(_is_number(row.get(column)) for row in rows)}
-    head = "".join(
-        f'<th scope="col"{_align(column in numeric)}>{escape(str(column))}</th>'
-        for column in columns
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{_align(column in numeric)}>{escape(_words(row.get(column)))}</td>"
-            for column in columns
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        '<section class="figures" aria-label="Figures"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></section>"
-    )
-
-
-def _align(number: bool) -> str:
-    return ' class="number"' if number else ""
-
-
-def _is_number(value: object) -> bool:
-    """Return whether a cell is a number, a text that starts with one, or empty."""
-    return value is None or (not isinstance(value, bool) and _words(value)[:1] in _NUMERIC)
-
-
-def _words(value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "yes" if value else "no"
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:.4g}"
-    return str(value)
+def _figures(rows: Sequence[Mapping[str, object]]) -> str:
+    table = table_html(rows)
+    return f'<section class="figures" aria-label="Figures">{table}</section>' if table else ""

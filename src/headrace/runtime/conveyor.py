@@ -21,6 +21,7 @@ from torch import Tensor
 from headrace.plan.operations import Kind, Operation, Program
 from headrace.runtime.attention import EntryTable, Partial, Scoring
 from headrace.runtime.granules import Granule
+from headrace.runtime.host_lane import HostEntries, HostLane
 from headrace.runtime.lanes import Backend, Copy, Event
 from headrace.runtime.layer_attention import LayerAttention, attend_granule
 from headrace.runtime.pages import PageKind
@@ -43,6 +44,8 @@ class StepProgram:
     """Of all granules' entries, see ``layer_table``."""
     version: int
     """Of the layout that the granules were cut from."""
+    host: HostEntries | None = None
+    """What the host attends to in each paged layer."""
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Conveyor:
         last_store: event of the end of a layer's stores so far, or None.
         recorder: told of everything that runs.
         workspace_bytes: bound on the scores that exist at once.
+        host: the lane on which the host attends, or None.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Conveyor:
         last_store: Callable[[int], Event | None],
         recorder: Recorder,
         workspace_bytes: int,
+        host: HostLane | None = None,
     ) -> None:
         self._backend = backend
         self._store = store
@@ -111,6 +116,7 @@ class Conveyor:
         self._last_store = last_store
         self._recorder = recorder
         self._workspace_bytes = workspace_bytes
+        self._host = host
         self._step = -1
         self._layers_done = -1
         self._queue: deque[_Loads] = deque()
@@ -241,6 +247,7 @@ class Conveyor:
         for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:
                 self._finish(operation, self._compute_since)
+                self._begin_host(layer, work)
                 continue
             for index in operation.waits_for:
                 self._wait_for_load(index)
@@ -254,11 +261,23 @@ class Conveyor:
         self._pump()
         return attention.output()
 
+    def _begin_host(self, layer: int, work: LayerWork) -> None:
+        """Hand the layer's queries to the host, where it attends to some of the cache."""
+        assert self._current is not None
+        source = self._current.source
+        if source.host is None or layer not in self._widths:
+            return
+        assert self._host is not None
+        stored = self._last_store(layer)
+        event = self._host.begin(layer, work.query, source.host, work.scoring, stored)
+        for operation in source.program.host[layer]:
+            self._recorder.note(self._step, operation, event)
+
     def _wait_for_load(self, index: int) -> None:
         """Let compute wait for a load of this step (other compute comes before it anyway)."""
         assert self._current is not None
         load = self._current.source.program.operations[index]
-        if load.lane is Lane.COMPUTE:
+        if load.lane in (Lane.COMPUTE, Lane.HOST_ATTEND):
             return
         event = self._current.events.get(load.load_number)
         if event is None:
@@ -289,6 +308,8 @@ class Conveyor:
         elif operation.kind is Kind.ATTEND_NEW:
             attention.add_new(work.attend_new())
         elif operation.kind is Kind.MERGE:
+            if self._host is not None and operation.waits_for:
+                attention.add_host(self._host.result(work.query.shape))
             attention.merge()
 
     def _rebuild_granule(self, operation: Operation) -> None:
@@ -327,6 +348,8 @@ class Conveyor:
         """Note the rest of the step, which belongs to no attention layer: the head."""
         assert self._current is not None
         self._finish(self._current.source.program.operations[-1], self._compute_since)
+        if self._host is not None:
+            self._host.check()
 
     def reset(self) -> None:
         """Throw away what was loaded ahead."""

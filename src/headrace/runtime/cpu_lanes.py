@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import HeadraceError
-from headrace.runtime.lanes import Backend, Copy, Event
+from headrace.runtime.lanes import Backend, Copy, Event, Flag, Mailbox
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
 
 _PIECE_BYTES = 1 << 20
@@ -160,6 +160,25 @@ class _LaneThread:
             job.event.happen(start_s - self._epoch_s, finish_s - self._epoch_s, error)
 
 
+class CpuFlag(Flag):
+    """A number under a lock."""
+
+    def __init__(self) -> None:
+        self._reached = 0
+        self._changed = threading.Condition()
+
+    def reach(self, number: int) -> None:
+        """Raise the number and wake who waits."""
+        with self._changed:
+            self._reached = number
+            self._changed.notify_all()
+
+    def wait(self, number: int) -> None:
+        """Block until it is reached."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._reached >= number)
+
+
 class CpuBackend(Backend):
     """The CPU as the device.
 
@@ -215,6 +234,19 @@ class CpuBackend(Backend):
     def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return plain memory."""
         return torch.empty(tuple(shape), dtype=dtype)
+
+    def mailbox(self, shape: Sequence[int], dtype: torch.dtype) -> Mailbox:
+        """Return plain memory."""
+        buffer = self.host_buffer(shape, dtype)
+        return Mailbox(buffer, buffer)
+
+    def flag(self) -> Flag:
+        """Return a flag at 0."""
+        return CpuFlag()
+
+    def now_s(self) -> float:
+        """Return the time since the epoch."""
+        return time.perf_counter() - self._epoch_s
 
     def synchronize(self) -> None:
         """Wait for all transfers."""

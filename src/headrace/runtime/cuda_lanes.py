@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from headrace.errors import MemoryBudgetError
-from headrace.runtime.lanes import Backend, Copy, Event
+from headrace.errors import HeadraceError, MemoryBudgetError
+from headrace.runtime.lanes import Backend, Copy, Event, Flag, Mailbox
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
 
 _REGISTER_PORTABLE = 1
+_REGISTER_MAPPED = 2
+_WAIT_UNTIL_REACHED = 0
+"""CU_STREAM_WAIT_VALUE_GEQ"""
 
 
 class CudaEvent(Event):
@@ -38,6 +43,58 @@ class CudaEvent(Event):
         return self._epoch.elapsed_time(self._started) / 1e3, finish_s
 
 
+class CudaFlag(Flag):
+    """A number in registered host memory, which a stream waits for by itself.
+
+    The launching thread goes on: it may be layers ahead of the device while the host attends.
+
+    Args:
+        number: int32, one element, in registered host memory.
+        device: whose current stream waits.
+    """
+
+    def __init__(self, number: Tensor, device: torch.device) -> None:
+        self._number = number
+        self._value = number.numpy()
+        self._device = device
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._value[0] = 0
+
+    def reach(self, number: int) -> None:
+        """Write the number."""
+        self._value[0] = number
+
+    def wait(self, number: int) -> None:
+        """Let the current stream wait until the number is reached."""
+        status = self._driver.cuStreamWaitValue32_v2(
+            ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream),
+            ctypes.c_uint64(self._number.data_ptr()),
+            ctypes.c_uint32(number),
+            _WAIT_UNTIL_REACHED,
+        )
+        if status != 0:
+            raise HeadraceError(
+                f"the device cannot wait for the host (cuStreamWaitValue32: error {status}); "
+                "use a policy other than 'host', or host_fraction=0"
+            )
+
+
+class _MappedMemory:
+    """Registered host memory, as something that torch takes for memory of the device.
+
+    With unified addressing, the address is the same on both sides.
+    """
+
+    def __init__(self, buffer: Tensor, typestr: str) -> None:
+        self.buffer = buffer
+        self.__cuda_array_interface__ = {
+            "shape": tuple(buffer.shape),
+            "typestr": typestr,
+            "data": (buffer.data_ptr(), False),
+            "version": 3,
+        }
+
+
 class CudaBackend(Backend):
     """A CUDA device with its real link.
 
@@ -53,6 +110,8 @@ class CudaBackend(Backend):
         self._registered: list[Tensor] = []
         self._epoch = torch.cuda.Event(enable_timing=True)
         self._epoch.record(torch.cuda.current_stream(device))
+        self._epoch.synchronize()
+        self._epoch_s = time.perf_counter()
 
     def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
         """Enqueue copies on the lane's stream."""
@@ -104,7 +163,9 @@ class CudaBackend(Backend):
         buffer.view(torch.uint8).zero_()
         size = buffer.numel() * buffer.element_size()
         status = int(
-            torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), size, _REGISTER_PORTABLE)
+            torch.cuda.cudart().cudaHostRegister(
+                buffer.data_ptr(), size, _REGISTER_PORTABLE | _REGISTER_MAPPED
+            )
         )
         if status != 0:
             raise MemoryBudgetError(
@@ -113,6 +174,22 @@ class CudaBackend(Backend):
             )
         self._registered.append(buffer)
         return buffer.view(tuple(shape))
+
+    def mailbox(self, shape: Sequence[int], dtype: torch.dtype) -> Mailbox:
+        """Return registered host memory, and the same memory as a tensor of the device."""
+        host = self.host_buffer(shape, dtype)
+        flat = host.view(torch.uint8)
+        with torch.cuda.device(self.device):
+            mapped: Tensor = torch.as_tensor(_MappedMemory(flat, "|u1"), device=self.device)
+        return Mailbox(mapped.view(dtype), host)
+
+    def flag(self) -> Flag:
+        """Return a flag at 0."""
+        return CudaFlag(self.host_buffer((1,), torch.int32), self.device)
+
+    def now_s(self) -> float:
+        """Return the time since the epoch."""
+        return time.perf_counter() - self._epoch_s
 
     def synchronize(self) -> None:
         """Wait for every lane and for compute."""

@@ -53,7 +53,11 @@ class Granule:
 
 
 def cut_granules(
-    layout: Layout, kind: PageKind, pages_at_once: int, device: torch.device
+    layout: Layout,
+    kind: PageKind,
+    pages_at_once: int,
+    device: torch.device,
+    uses: Sequence[tuple[Page, int]] | None = None,
 ) -> list[Granule]:
     """Cut the pages of a pool into granules of about equal size.
 
@@ -62,8 +66,9 @@ def cut_granules(
         kind: which pool.
         pages_at_once: most pages of a granule.
         device: where the index tensors go.
+        uses: some of ``layout.pages(kind)``, in that order; None: all.
     """
-    uses = layout.pages(kind)
+    uses = layout.pages(kind) if uses is None else uses
     numbers = sorted({page.number for page, _ in uses})
     if not numbers:
         return []
@@ -111,11 +116,13 @@ def _granule(
     )
 
 
-def layer_table(granules: Sequence[Granule], rows: int, device: torch.device) -> EntryTable:
-    """Return each row's entries over all granules, in their order, and one more for each row.
+def layer_table(
+    granules: Sequence[Granule], rows: int, device: torch.device, *, hosted: bool = False
+) -> EntryTable:
+    """Return each row's entries over all granules, in their order, and one or two more a row.
 
-    The last one stands for the row's newest tokens: with E entries in all granules together, row r
-    has entry ``E + r``.
+    The first of these stands for the row's newest tokens: with E entries in all granules together,
+    row r has entry ``E + r``. Where the host attends too, its result for row r is ``E + B + r``.
     """
     entries: list[list[int]] = [[] for _ in range(rows)]
     first = 0
@@ -123,7 +130,10 @@ def layer_table(granules: Sequence[Granule], rows: int, device: torch.device) ->
         for place, row in enumerate(granule.entry_rows):
             entries[row].append(first + place)
         first += granule.entries
-    return EntryTable.of([[*own, first + row] for row, own in enumerate(entries)], device)
+    further = (first, first + rows) if hosted else (first,)
+    return EntryTable.of(
+        [[*own, *(start + row for start in further)] for row, own in enumerate(entries)], device
+    )
 
 
 def _visible(

@@ -42,6 +42,34 @@ class Event(ABC):
         """Return start and finish in seconds since the backend's epoch, once it has happened."""
 
 
+@dataclass(frozen=True)
+class Mailbox:
+    """A small buffer that device and host both reach without a transfer, at the same address.
+
+    Attributes:
+        device: as compute sees it.
+        host: as the host's threads see it; the same memory.
+    """
+
+    device: Tensor
+    host: Tensor
+
+
+class Flag(ABC):
+    """A number that the host raises and that compute waits for."""
+
+    @abstractmethod
+    def reach(self, number: int) -> None:
+        """Say that the host has come to ``number``, which never falls."""
+
+    @abstractmethod
+    def wait(self, number: int) -> None:
+        """Let compute that is called from now on begin only once the host has come to ``number``.
+
+        On a CPU, whose compute is the caller's thread, this blocks.
+        """
+
+
 class Backend(ABC):
     """A device, its memory, and its link to the host."""
 
@@ -83,6 +111,21 @@ class Backend(ABC):
     def device_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return zeroed device memory."""
         return torch.zeros(tuple(shape), dtype=dtype, device=self.device)
+
+    @abstractmethod
+    def mailbox(self, shape: Sequence[int], dtype: torch.dtype) -> Mailbox:
+        """Return memory for a few numbers that go back and forth within a layer.
+
+        What a lane has under way does not delay them: compute itself reads and writes them.
+        """
+
+    @abstractmethod
+    def flag(self) -> Flag:
+        """Return a flag at 0."""
+
+    @abstractmethod
+    def now_s(self) -> float:
+        """Return the time on the host, in seconds since the backend's epoch."""
 
     @abstractmethod
     def synchronize(self) -> None:

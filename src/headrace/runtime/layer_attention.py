@@ -33,7 +33,7 @@ class LayerAttention:
     Args:
         query: grouped queries ``[B, H, G, D]``.
         granules: all that will be added, in order.
-        table: of their entries, and one more for each row (``layer_table``).
+        table: of their entries, and one or two more for each row (``layer_table``).
         workspace_bytes: bound on the partial results that are kept.
     """
 
@@ -67,6 +67,13 @@ class LayerAttention:
             self._parts.append(result)
         else:
             self._accumulated.add(result)
+
+    def add_host(self, part: Partial) -> None:
+        """Add what the host's cores attended to, after all else."""
+        if self._parts:
+            self._parts.append(part)
+        else:
+            self._accumulated.add(part)
 
     @property
     def _accumulated(self) -> Accumulator:

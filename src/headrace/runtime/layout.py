@@ -43,9 +43,7 @@ class Layout:
             share takes.
     """
 
-    def __init__(
-        self, block_tokens: int, split: Split, resident_pages: int | None = None
-    ) -> None:
+    def __init__(self, block_tokens: int, split: Split, resident_pages: int | None = None) -> None:
         self.block_tokens = block_tokens
         self.rows: list[Row] = []
         self.pools = {kind: PagePool(0) for kind in PageKind}

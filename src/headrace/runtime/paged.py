@@ -180,13 +180,11 @@ class PagedCache:
         before = self._layout.lengths
         tails = [len(row.tail) for row in self._layout.rows]
         hidden = [_hidden_places(row) for row in self._layout.rows]
-        granules = self._programs.granules()
+        cut = self._programs.cut(q_len)
         program = self._programs.program(self.rows, q_len, sum(tails))
         moves = self._layout.append(new, first_column)
         if moves.fills:
-            program = self._programs.program_with_stores(
-                self.rows, q_len, sum(tails), moves, granules
-            )
+            program = self._programs.program_with_stores(self.rows, q_len, sum(tails), moves, cut)
         index = index_moves(
             moves, q_len, self._block, self._writer.pages_at_once(), self._backend.device
         )

@@ -57,7 +57,9 @@ class Recorder:
                 operation.layer,
                 event,
                 granule=operation.granule,
-                size_bytes=operation.link_bytes or operation.memory_bytes,
+                size_bytes=operation.memory_bytes
+                if operation.lane is Lane.HOST_ATTEND
+                else operation.link_bytes or operation.memory_bytes,
                 flops=operation.flops,
             )
 

@@ -9,6 +9,7 @@ import torch
 
 from headrace.model.shape import ModelShape
 from headrace.plan.geometry import Geometry
+from headrace.plan.memory import max_head_dim
 from headrace.plan.policies import Policy, Split
 from headrace.runtime.pages import PageKind
 from headrace.runtime.store import LayerWidths
@@ -25,6 +26,8 @@ class CacheSettings:
         split: shares of the prompt on each path.
         resident_pages: most pages of keys and values on the device, over all rows; None: see
             ``Layout``.
+        host_share: share of the keys and values on the host to which the host's cores attend in a
+            decode step, 0 to 1; the others are streamed.
         geometry: tokens of a page, size and number of staging slots.
         widths: of each layer whose cache is paged.
         windows: of each layer that attends to a window: its widths and the window in tokens.
@@ -41,6 +44,7 @@ class CacheSettings:
     widths: Mapping[int, LayerWidths]
     windows: Mapping[int, tuple[LayerWidths, int]]
     resident_pages: int | None = None
+    host_share: float = 0.0
     workspace_bytes: int = 1 << 28
     host_memory_bytes: int | None = None
     poison: bool = False
@@ -48,11 +52,16 @@ class CacheSettings:
     def pages_at_once(self, kind: PageKind) -> int:
         """Return the most pages of a granule: what fits a staging slot, whichever the layer.
 
-        Resident pages are not staged, so that one granule may hold them all.
+        Resident pages are not staged: as many as the workspace holds scores and results of, for
+        one query token, make a granule.
         """
         if kind is PageKind.RESIDENT:
-            return 1 << 30
-        slot = self.geometry.granule_bytes // self.dtype.itemsize
+            numbers = self.geometry.block_tokens + 3 * max_head_dim(self.shape)
+            return max(1, self.workspace_bytes // (self.shape.num_heads * numbers * 4))
+        slot_bytes = self.geometry.granule_bytes
+        if kind is PageKind.ACTIVATIONS and self.geometry.activation_bytes is not None:
+            slot_bytes = min(slot_bytes, self.geometry.activation_bytes)
+        slot = slot_bytes // self.dtype.itemsize
         page = self._largest_page(kind)
         return max(1, slot // page) if page else 1
 

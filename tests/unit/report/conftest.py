@@ -10,11 +10,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from headrace.cli.plan_report import build_report
+from headrace.hardware.catalog import machine
+from headrace.model.published import published_shape
+from headrace.plan.options import PlanOptions
+from headrace.plan.plan import Planner
+from headrace.plan.whatif import improvements
+from headrace.plan.workload import Workload
+from headrace.report.plan_page import PlanReport
 
 _FLAGS = (
     "--headless",
@@ -171,3 +182,37 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield started
     finally:
         started.close()
+
+
+_GIB = 2**30
+_QUESTIONS = {
+    "mha": ("opt-6.7b", Workload(32, 512, 32), {"gpu_memory_bytes": 2.3 * _GIB}),
+    "gqa": ("llama-3-8b", Workload(96, 2048, 32), {}),
+    "batches": ("opt-6.7b", Workload(8, 512, 16, 2), {"gpu_memory_bytes": 1.2 * _GIB}),
+    "resident": ("llama-3-8b", Workload(1, 512, 32), {}),
+    "unfit": (
+        "llama-3-8b",
+        Workload(32, 2048, 32),
+        {"gpu_memory_bytes": 4 * _GIB, "host_memory_bytes": _GIB // 8},
+    ),
+    "chosen": ("opt-6.7b", Workload(32, 512, 32), {"policy": "kvpr"}),
+    "unfit resident": ("llama-3-8b", Workload(160, 2048, 32), {"policy": "resident"}),
+}
+
+
+@pytest.fixture(scope="session")
+def plan_report() -> Callable[[str], PlanReport]:
+    """Reports of small models on an A100 of which few GiB may be used, by a word for each."""
+
+    @cache
+    def report(name: str) -> PlanReport:
+        model, workload, options = _QUESTIONS[name]
+        shape = replace(published_shape(model), num_layers=4)
+        given = {"gpu_memory_bytes": 5 * _GIB, "host_memory_bytes": 8 * _GIB} | options
+        checked = PlanOptions.checked(**given)  # type: ignore[arg-type]
+        planner = Planner(shape, workload, machine("a100-40gb-pcie4"), checked)
+        plan = planner.plan()
+        compared = {policy: planner.of(policy) for policy in planner.available()}
+        return build_report(planner, plan, compared, improvements(planner, plan))
+
+    return report

@@ -1,0 +1,48 @@
+"""What is decided for a workload, before anything is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headrace.plan.geometry import Geometry
+from headrace.plan.placement import Placement
+from headrace.plan.policies import Policy, Split
+from headrace.plan.program import Optimum
+from headrace.plan.step_work import Schedule
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided, before anything is simulated.
+
+    Attributes:
+        policy: the policy asked for.
+        schedule: the order of a step's operations.
+        split: how cached tokens in pages are divided at mean context.
+        placement: where they are kept.
+        geometry: how the cache is cut.
+        weights_streamed: share of the layers' weights that is streamed.
+        prefill_rows: rows whose prompts go through the model at once.
+        optimum: the linear program's solution.
+        gpu_items: bytes on the device, by item.
+        host_items: bytes on the host, by item.
+        lacking_bytes: bytes beyond the budgets; 0 where it fits.
+    """
+
+    policy: Policy
+    schedule: Schedule
+    split: Split
+    placement: Placement
+    geometry: Geometry
+    weights_streamed: float
+    prefill_rows: int
+    optimum: Optimum
+    gpu_items: Mapping[str, int]
+    host_items: Mapping[str, int]
+    lacking_bytes: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it keeps the budgets."""
+        return self.lacking_bytes <= 0

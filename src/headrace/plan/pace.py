@@ -1,0 +1,309 @@
+"""What finite staging makes of a step: an estimate between the linear program and the simulation.
+
+The link runs ahead of the device by what the ring holds, r bytes. While the device does work that
+reads no staging slot (dense layers, what is on the device anyway) the ring fills up, and then the
+link waits; after that the device may have to wait for the link. A layer that attends to the whole
+context goes through
+
+    a pause of P seconds     dense work, and what comes before it in windowed layers and the head
+    its attention            on the device R seconds of what stays there and A of what is staged,
+                             while the host attends for H seconds
+
+With L seconds of loads a layer and a lead of the link of at most r/B, that is followed from layer
+to layer here, as if work and data flowed evenly. Each copy and each kernel has its latency. While a
+granule of X is rebuilt and others are streamed, a part of the ring is needed to bridge that, and
+where it does not suffice the link waits at every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from headrace.hardware.profile import HardwareProfile
+from headrace.model.cost import (
+    activation_bytes_per_token,
+    kv_bytes_per_token,
+    rebuild_weight_bytes,
+)
+from headrace.model.shape import LayerGroup
+from headrace.plan.demands import cache_loads, host_attention, host_link_bytes
+from headrace.plan.device_time import DeviceTime
+from headrace.plan.geometry import Geometry, Pace
+from headrace.plan.program import Optimum
+from headrace.plan.resources import Resource, Term
+from headrace.plan.sharing import Sharing
+from headrace.plan.step_work import PATHS, StepWork, column
+from headrace.plan.weights import weight_slots
+
+_FIRST_TURNS = 8
+_BISECTIONS = 10
+
+_AS_GOOD = 1.003
+"""A ring is long enough if a longer one would make the step shorter by less than this."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Seconds of a layer that attends to the whole context, with one batch or all of them.
+
+    Attributes:
+        pause: the device's other work since the last such layer, P.
+        kept: attention to what stays on the device, R.
+        staged: work on what is staged, A.
+        loads: of the link, L.
+        host: of the host's cores alone, H.
+    """
+
+    pause: float
+    kept: float
+    staged: float
+    loads: float
+    host: float
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """A step, or a batch's pass of it, layer by layer.
+
+    Attributes:
+        layers: the layers.
+        link_share: of its rate at which the link goes on while the cores are at work, a.
+        cores_share: of their rate at which the cores do while the link is at work, b.
+    """
+
+    layers: tuple[_Layer, ...]
+    link_share: float
+    cores_share: float
+
+    def seconds(self, most_ahead_s: float) -> float:
+        """Return the seconds of all layers, if the link can be ahead by so many seconds of its."""
+        lead_s = total_s = 0.0
+        same: tuple[_Layer | None, float] = (None, 0.0)
+        layer_s = after_s = 0.0
+        # The first turns tell how far the link is ahead when a step begins.
+        for turn, layer in enumerate((*self.layers[-_FIRST_TURNS:], *self.layers)):
+            if same[0] is not layer or same[1] != lead_s:
+                same = layer, lead_s
+                ahead_s = min(most_ahead_s, lead_s + layer.pause)
+                attend_s, loaded_s = self._attend(layer, ahead_s, most_ahead_s)
+                layer_s = layer.pause + attend_s
+                after_s = min(most_ahead_s, ahead_s + loaded_s - layer.loads)
+            lead_s = after_s
+            if turn >= min(_FIRST_TURNS, len(self.layers)):
+                total_s += layer_s
+        return total_s
+
+    def _attend(self, layer: _Layer, lead_s: float, most_ahead_s: float) -> tuple[float, float]:
+        """Return the seconds of a layer's attention, and those of loads that are done in them."""
+        at_most_s = max(0.0, layer.loads - lead_s + most_ahead_s)
+        both_s = min(at_most_s / self.link_share, layer.host / self.cores_share)
+        host_s = layer.host + both_s * (1 - self.cores_share)
+        # No slot is read while the device attends to what stays there: only the ring fills up.
+        kept_loads_s = min(self._loaded(layer.kept, both_s), max(0.0, most_ahead_s - lead_s))
+        missing_s = max(0.0, layer.loads - lead_s - kept_loads_s)
+        there_s = missing_s / self.link_share
+        if layer.kept + there_s > both_s:
+            there_s = missing_s + max(0.0, both_s - layer.kept) * (1 - self.link_share)
+        attend_s = max(layer.kept + max(layer.staged, there_s), host_s)
+        loaded_s = kept_loads_s + self._loaded(attend_s, both_s) - self._loaded(layer.kept, both_s)
+        return attend_s, min(at_most_s, max(loaded_s, kept_loads_s + missing_s))
+
+    def _loaded(self, seconds: float, both_s: float) -> float:
+        """Return what the link loads in so many seconds, in the first of which the cores work."""
+        return seconds - min(seconds, both_s) * (1 - self.link_share)
+
+
+class StepEstimate:
+    """Estimates for one solution of the linear program.
+
+    Args:
+        work: the step.
+        profile: the machine.
+        optimum: the solution.
+    """
+
+    def __init__(self, work: StepWork, profile: HardwareProfile, optimum: Optimum) -> None:
+        self._work = work
+        self._profile = profile
+        self._optimum = optimum
+        self._layers = max(1, work.shape.full_layers)
+        self._groups = work.shape.groups
+        self._values = optimum.columns(self._groups)
+        self._link_s = optimum.seconds[Resource.LINK]
+        self._device = DeviceTime(work, profile)
+        self._kept = tuple(self._device.cached(("resident",)))
+        self._staged = tuple(self._device.cached(("stream", "recompute")))
+        self._loads = tuple(cache_loads(work, profile, ("stream", "recompute")))
+        self._cores = tuple(host_attention(work, profile))
+
+    def pace(self) -> Pace:
+        """Return what this asks of staging, so that the program's time can be reached."""
+        if self._work.serial:
+            return Pace()
+        flow = self._flow(0.0, 0.0, 0.0)
+        most_s = sum(layer.pause + layer.kept + layer.loads for layer in flow.layers)
+        enough_s, least_s, best_s = most_s, 0.0, flow.seconds(most_s)
+        for _ in range(_BISECTIONS):
+            middle_s = (enough_s + least_s) / 2
+            if flow.seconds(middle_s) <= _AS_GOOD * best_s:
+                enough_s = middle_s
+            else:
+                least_s = middle_s
+        return Pace(enough_s * self._profile.h2d_bytes_per_s, self._rebuild_loads())
+
+    def _rebuild_loads(self) -> float:
+        """Return the seconds of the device for each second in which the link brings X."""
+        most = 0.0
+        for group in self._groups:
+            x_bytes = activation_bytes_per_token(group.shape)
+            rebuilt = self._device.rebuilt_token_s(group.shape)
+            most = max(most, rebuilt * self._profile.h2d_bytes_per_s / x_bytes)
+        return most
+
+    def seconds(self, geometry: Geometry) -> float:
+        """Return about how long a step takes where the cache is cut in a given way."""
+        profile = self._profile
+        streams, rebuilds, rebuild_s, read_s = self._granules(geometry)
+        copies_s = (streams + rebuilds) * profile.copy_latency_s
+        if self._work.serial:
+            return self._optimum.step_s + copies_s
+        # A slot holds what was loaded into it, which for X may be less than fits.
+        cache_s = sum(self._group_s(group, self._loads) for group in self._groups)
+        slot_s = cache_s / max(1.0, streams + rebuilds)
+        ahead_s = (geometry.ring_slots - 1) * slot_s
+        if not cache_s:
+            # Weights alone: they have slots of their own.
+            slots = weight_slots(self._work.shape)
+            ahead_s = (slots - 1) * self._link_s / (self._layers * self._work.passes)
+        if streams and rebuilds:
+            copies_s += rebuilds * max(0.0, rebuild_s - (geometry.ring_slots - 2) * slot_s)
+            ahead_s = max(slot_s, ahead_s - rebuild_s)
+        launches = streams + 2 * rebuilds
+        staged_s = launches * profile.launch_latency_s + read_s
+        hosts = self._work.batches * self._layers if self._hosts else 0
+        flow = self._flow(copies_s, staged_s, 2 * hosts * profile.copy_latency_s)
+        flowing_s = self._work.passes * flow.seconds(ahead_s)
+        return max(self._optimum.step_s, self._link_s + copies_s, flowing_s)
+
+    @property
+    def _hosts(self) -> bool:
+        return any(split.host > 0 for split in self._optimum.splits)
+
+    def _flow(self, copies_s: float, staged_s: float, hosts_s: float) -> _Flow:
+        """Return the flow of a pass, with some seconds of a step besides the work itself."""
+        units = self._work.passes * self._layers
+        new_s = self._sum(self._device.new_tokens(windowed=False)) / units
+        weights_s = self._link_s - sum(self._group_s(one, self._loads) for one in self._groups)
+        of_group = {}
+        for group in self._groups:
+            kept, staged, loads, host = (
+                self._group_s(group, terms) / (group.layers * self._work.passes)
+                for terms in (self._kept, self._staged, self._loads, self._cores)
+            )
+            of_group[group.shape] = _Layer(
+                0.0,
+                kept + new_s,
+                staged + staged_s / units,
+                loads + (weights_s + copies_s) / units,
+                host + hosts_s / units + self._results_s(group) if host else 0.0,
+            )
+        shape = self._work.shape
+        nothing = _Layer(0.0, 0.0, 0.0, self._link_s / units, 0.0)
+        full = [
+            of_group[layer]
+            for index, layer in enumerate(shape.layers)
+            if index not in shape.windowed_indices
+        ]
+        # Layers that are alike are one object, so that what they take is found once.
+        alike: dict[tuple[int, float], _Layer] = {}
+        layers = []
+        for layer, pause in zip(full or [nothing], self._pauses(), strict=True):
+            if (id(layer), pause) not in alike:
+                alike[id(layer), pause] = replace(layer, pause=pause)
+            layers.append(alike[id(layer), pause])
+        link_share, cores_share = self._shares()
+        return _Flow(tuple(layers), link_share, cores_share)
+
+    def _shares(self) -> tuple[float, float]:
+        """Return the shares of their rates at which link and cores go on beside each other."""
+        if not self._hosts:
+            return 1.0, 1.0
+        alone_s = self._sum(self._device.alone())
+        host_s = self._optimum.seconds[Resource.HOST] - alone_s
+        return Sharing(self._profile).shares(self._link_s, host_s, alone_s)
+
+    def _results_s(self, group: LayerGroup) -> float:
+        """Return the seconds of queries and results of one layer, in a pass."""
+        slower = min(self._profile.h2d_bytes_per_s, self._profile.d2h_bytes_per_s)
+        return self._work.rows * host_link_bytes(group.shape) / slower / self._work.passes
+
+    def _pauses(self) -> tuple[float, ...]:
+        """Return, for each full layer, the device's other work since the full layer before it."""
+        shape = self._work.shape
+        launch_s = 3 * self._profile.launch_latency_s
+        full_s, windowed_s = (self._layer_s(windowed=which) + launch_s for which in (False, True))
+        pauses: list[float] = []
+        pending = self._sum(self._device.head()) / self._work.passes
+        for layer in range(shape.num_layers):
+            if layer in shape.windowed_indices:
+                pending += windowed_s
+            else:
+                pauses.append(pending + full_s)
+                pending = 0.0
+        if not pauses:
+            return (pending,)
+        pauses[0] += pending
+        return tuple(pauses)
+
+    def _layer_s(self, *, windowed: bool) -> float:
+        """Return the dense work of one layer, and what a windowed one attends to, in a pass."""
+        shape = self._work.shape
+        count = shape.windowed_layers if windowed else shape.full_layers
+        seconds = self._sum(self._device.dense_layers(windowed=windowed))
+        if windowed:
+            seconds += self._sum(self._device.new_tokens(windowed=True))
+        return seconds / (count * self._work.passes) if count else 0.0
+
+    def _group_s(self, group: LayerGroup, terms: tuple[Term, ...]) -> float:
+        """Return the seconds of a group of layers in a step."""
+        groups = len(self._groups)
+        names = {column(path, group, groups) for path in PATHS}
+        return sum(
+            term.seconds * self._values[term.column] for term in terms if term.column in names
+        )
+
+    @staticmethod
+    def _sum(terms: Iterable[Term]) -> float:
+        """Return the seconds of work that no column changes."""
+        return sum(term.seconds for term in terms)
+
+    def _granules(self, geometry: Geometry) -> tuple[float, float, float, float]:
+        """Return the loads of K/V and of X in a step, at least one a layer of what there is.
+
+        And the seconds for which a granule of X keeps the device busy, and those by which small
+        ones make rebuilding slower, as each of them reads the projections' weights.
+        """
+        streams = rebuilds = longest_s = read_s = 0.0
+        pages = self._work.paged_tokens / geometry.block_tokens / self._work.batches
+        for group, split in zip(self._groups, self._optimum.splits, strict=True):
+            batches = group.layers * self._work.batches
+            if split.stream > 0:
+                most = geometry.pages_per_granule(kv_bytes_per_token(group.shape))
+                streams += batches * max(1.0, split.stream * pages / most)
+            if split.recompute > 0:
+                most = geometry.rebuilt_pages_per_granule(activation_bytes_per_token(group.shape))
+                count = max(1.0, split.recompute * pages / most)
+                tokens = split.recompute * pages / count * geometry.block_tokens
+                rebuilds += batches * count
+                longest_s = max(longest_s, tokens * self._device.rebuilt_token_s(group.shape))
+                read_s += batches * count * self._weights_s(group, tokens)
+        return streams, rebuilds, longest_s, read_s
+
+    def _weights_s(self, group: LayerGroup, tokens: float) -> float:
+        """Return by how much reading the weights prolongs the rebuilding of some tokens."""
+        shape, device_bytes_per_s = group.shape, self._profile.device_bytes_per_s
+        rebuild_s = tokens * self._device.rebuild_s(shape)
+        moved = kv_bytes_per_token(shape) + activation_bytes_per_token(shape)
+        read_s = (rebuild_weight_bytes(shape) + tokens * moved) / device_bytes_per_s
+        return max(0.0, read_s - rebuild_s)

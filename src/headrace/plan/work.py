@@ -1,0 +1,120 @@
+"""What a program's operations take, and the least that a step of them can."""
+
+from __future__ import annotations
+
+from headrace.hardware.profile import HardwareProfile
+from headrace.plan.operations import Kind, Operation, Program
+from headrace.plan.resources import Resource
+from headrace.plan.sharing import Sharing
+from headrace.timeline import D2H_LANES, H2D_LANES, Lane
+
+_LOADS = (Kind.LOAD_WEIGHTS, Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
+_STORES = (Kind.STORE_KV, Kind.STORE_ACTIVATIONS)
+
+OF_LANE = (
+    dict.fromkeys(H2D_LANES, Resource.LINK)
+    | dict.fromkeys(D2H_LANES, Resource.STORE)
+    | {Lane.COMPUTE: Resource.GPU, Lane.HOST_ATTEND: Resource.HOST}
+)
+
+
+def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> float:
+    """Return the seconds that an operation keeps its resource busy, latency left out.
+
+    Transfers take bytes / rate. Compute takes max(FLOPs / GEMM rate, bytes / memory rate), where
+    the memory rate is that of attention, of dense decode work, or of the device's memory. The GEMM
+    rate of a rebuild is the measured one of rebuilding, where there is one. The host's attention
+    takes bytes / its rate, and the transfers of queries and results.
+    """
+    if op.kind in _LOADS:
+        return op.link_bytes / profile.h2d_bytes_per_s
+    if op.kind in _STORES:
+        return op.link_bytes / profile.d2h_bytes_per_s
+    if op.kind is Kind.HOST_ATTEND:
+        slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+        return op.memory_bytes / profile.host_attend_rate + op.link_bytes / slower
+    memory_bytes_per_s = profile.device_bytes_per_s
+    if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
+        memory_bytes_per_s = profile.attend_rate
+    elif op.kind is Kind.DENSE:
+        memory_bytes_per_s = profile.dense_rate
+    is_rebuild = op.kind is Kind.REBUILD
+    flops_per_s = profile.rebuild_rate(dtype) if is_rebuild else profile.gemm_rate(dtype)
+    return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s) + op.fixed_s
+
+
+def work_s(program: Program, profile: HardwareProfile, dtype: str) -> dict[str, float]:
+    """Return the seconds for which one step needs each resource, as ``demands`` counts them.
+
+    ``link``, ``store`` and ``gpu`` always; where the host attends, ``host``, with the device's work
+    that it cannot overlap with; and ``dram`` where link and cores slow each other down.
+    """
+    found, host_s, alone_s = _totals(program, profile, dtype)
+    if host_s:
+        found[Resource.HOST.value] = alone_s + host_s
+        sharing = Sharing(profile)
+        if sharing.slows:
+            link_s = found[Resource.LINK.value]
+            found[Resource.DRAM.value] = sharing.least_s(link_s, host_s, alone_s)
+    return found
+
+
+def shared_speeds(program: Program, profile: HardwareProfile, dtype: str) -> tuple[float, float]:
+    """Return the shares of their rates at which link and cores go on while both are at work."""
+    found, host_s, alone_s = _totals(program, profile, dtype)
+    return Sharing(profile).shares(found[Resource.LINK.value], host_s, alone_s)
+
+
+def _totals(
+    program: Program, profile: HardwareProfile, dtype: str
+) -> tuple[dict[str, float], float, float]:
+    """Return the seconds of link, store and device, the host's, and the device's alone."""
+    totals = dict.fromkeys((Resource.LINK, Resource.STORE, Resource.GPU, Resource.HOST), 0.0)
+    alone_s = 0.0
+    hidden = _beside_the_host(program)
+    for op in program.operations:
+        seconds = operation_work_s(op, profile, dtype)
+        totals[OF_LANE[op.lane]] += seconds
+        if op.lane is Lane.COMPUTE and op.index not in hidden:
+            alone_s += seconds
+    host_s = totals.pop(Resource.HOST)
+    return {resource.value: seconds for resource, seconds in totals.items()}, host_s, alone_s
+
+
+def _beside_the_host(program: Program) -> set[int]:
+    """Return the compute operations that the host's attention can overlap with.
+
+    It follows a dense operation, and a merge waits for it: it can overlap with what is between.
+    """
+    first: dict[int, int] = {}
+    inside: set[int] = set()
+    for op in program.operations:
+        if op.lane is Lane.HOST_ATTEND:
+            first[op.index] = max(op.waits_for, default=-1) + 1
+        elif op.lane is Lane.COMPUTE:
+            for waited in first.keys() & set(op.waits_for):
+                inside.update(range(first[waited], op.index))
+    return inside
+
+
+def bound_s(program: Program, profile: HardwareProfile, dtype: str) -> float:
+    """Return the least time of a step in steady state, latencies left out.
+
+    That of the resource with most work, for everything is taken to overlap that can. Without
+    look-ahead (``kvpr``) steps do not overlap: then it is also the longest chain of operations that
+    wait for each other.
+    """
+    most_s = max(work_s(program, profile, dtype).values())
+    return most_s if program.lookahead else max(most_s, _chain_s(program, profile, dtype))
+
+
+def _chain_s(program: Program, profile: HardwareProfile, dtype: str) -> float:
+    """Return when the device ends a step that nothing but its own waits delays."""
+    free_s = dict.fromkeys(Resource, 0.0)
+    finish_s: list[float] = []
+    for op in program.operations:
+        resource = OF_LANE[op.lane]
+        ready_s = max((finish_s[index] for index in op.waits_for), default=0.0)
+        finish_s.append(max(free_s[resource], ready_s) + operation_work_s(op, profile, dtype))
+        free_s[resource] = finish_s[-1]
+    return free_s[Resource.GPU]

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+
+from headrace.errors import ConfigurationError
+from headrace.hardware.catalog import machine
+from headrace.model.published import published_shape
+from headrace.plan.decision import Decider
+from headrace.plan.demands import Schedule
+from headrace.plan.options import PlanOptions
+from headrace.plan.policies import Policy
+from headrace.plan.replan import Replanner
+from headrace.plan.workload import Workload
+
+OPT = published_shape("opt-6.7b")
+GEMMA = published_shape("gemma-2-9b")
+A100 = machine("a100-40gb-pcie4")
+CASES = [
+    (OPT, A100, Workload(64, 1024, 32)),
+    (GEMMA, machine("rtx4090-pcie4"), Workload(16, 7000, 100)),
+    (published_shape("llama-3-8b"), A100, Workload(64, 4096, 32, 4)),
+]
+
+
+def replanner(shape, profile, workload, **settings):
+    options = PlanOptions.checked(**settings)
+    decided = Decider(shape, workload, profile, options).decide(options.policy)
+    return Replanner(shape, profile, options, decided.geometry)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("policy", [Policy.AUTO, Policy.RECOMPUTE, Policy.HOST])
+def test_it_is_a_fresh_decision_for_the_same_geometry(case, policy):
+    shape, profile, workload = case
+    made = replanner(shape, profile, workload, policy=policy)
+    grown = Workload(workload.rows // 2, workload.prompt_len + 500, 20)
+    fresh = Decider(shape, grown, profile, made.options).at(policy, Schedule.ROW, made.geometry)
+    again = made.split(grown.rows, grown.prompt_len, generate_len=20)
+    assert again == fresh
+    assert again.geometry == made.geometry
+    assert again.fits
+
+
+def test_more_context_takes_longer_and_fewer_rows_less():
+    made = replanner(OPT, A100, Workload(64, 1024, 32))
+    by_context = [made.split(64, context).optimum.step_s for context in range(256, 2049, 128)]
+    assert by_context == sorted(by_context)
+    by_rows = [made.split(rows, 1024).optimum.step_s for rows in range(1, 65)]
+    assert by_rows == sorted(by_rows)
+
+
+def test_what_is_kept_on_the_device_goes_as_the_context_grows():
+    made = replanner(OPT, A100, Workload(64, 1024, 32))
+    resident = [made.split(64, context).split.resident for context in (256, 512, 1024, 2048)]
+    assert resident == sorted(resident, reverse=True)
+    assert resident[0] > resident[-1]
+
+
+def test_the_schedule_and_the_machine_count():
+    options = PlanOptions.checked(schedule="column")
+    made = replace(replanner(OPT, A100, Workload(64, 1024, 32)), options=options)
+    assert made.split(64, 1024, batches=4).schedule is Schedule.COLUMN
+    paper = replace(made, profile=machine("paper-a100"), options=PlanOptions())
+    assert paper.split(64, 1024).split.host == 0
+    with pytest.raises(ConfigurationError, match="lets the host attend"):
+        replace(paper, options=PlanOptions(policy=Policy.HOST)).split(64, 1024)
+
