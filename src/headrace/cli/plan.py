@@ -22,9 +22,16 @@ def run(args: argparse.Namespace) -> int:
         found = answer(question(args, progress), progress)
         if args.report is not None:
             from headrace.cli.plan_report import build_report, write_plan_report
+            from headrace.cli.plan_text import cluster_facts
 
             progress("drawing the report")
-            report = build_report(found.planner, found.plan, found.compared, found.improvements)
+            report = build_report(
+                found.found.planner,
+                found.plan,
+                found.compared,
+                found.improvements,
+                facts=cluster_facts(found),
+            )
             write_plan_report(args.report, report)
     if args.timeline is not None:
         from headrace.cli.plan_page import write_plan_page

@@ -52,7 +52,7 @@ class Answer:
         question: what was asked.
         found: the chosen plan, of one GPU, and what made it.
         compared: the plans of all policies for the same rows.
-        forecast: the whole generation.
+        forecast: the whole generation; None for a plan that does not fit.
         improvements: what would make the step faster, the best first.
         limits: for a plan that does not fit, what would; else None.
     """
@@ -60,7 +60,7 @@ class Answer:
     question: Question
     found: ClusterPlan
     compared: Mapping[Policy, Plan]
-    forecast: Forecast
+    forecast: Forecast | None
     improvements: tuple[Improvement, ...]
     limits: Limits | None
 
@@ -84,10 +84,12 @@ class Answer:
         """Host memory that may be used, by each GPU."""
         return int(self.planner.decider.host_budget_bytes)
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens a second over the whole generation, over all GPUs, prefill included."""
-        return self.found.total(self.forecast.tokens_per_s)
+    def _generation(self) -> dict[str, Any] | None:
+        """Return the forecast's JSON, with the speed of all GPUs."""
+        if self.forecast is None:
+            return None
+        total = self.found.total(self.forecast.tokens_per_s)
+        return {**self.forecast.to_json(), "tokens_per_s": total}
 
     def link_bytes(self, plan: Plan) -> int:
         """Return the bytes that a step of a plan brings to a device."""
@@ -106,7 +108,7 @@ class Answer:
             "gpu_budget_bytes": self.gpu_budget_bytes,
             "host_budget_bytes": self.host_budget_bytes,
             "link_bytes": self.link_bytes(self.plan),
-            "generation": {**self.forecast.to_json(), "tokens_per_s": self.tokens_per_s},
+            "generation": self._generation(),
             "would_help": [asdict(one) for one in self.improvements],
             "limits": None if self.limits is None else asdict(self.limits),
             "policies": {policy.value: self._row(plan) for policy, plan in self.compared.items()},
@@ -143,11 +145,12 @@ def answer(question: Question, progress: Callable[[str], object]) -> Answer:
     )
     planner = replace(found.planner, workload=found.plan.workload)
     compared = _compared(planner, found.plan)
-    progress("simulating the generation")
-    generation = forecast(found.plan, found.planner.shape, found.planner.profile)
+    generation = limits = None
     helped = improvements(planner, found.plan)
-    limits = None
-    if not found.plan.feasible:
+    if found.plan.feasible:
+        progress("simulating the generation")
+        generation = forecast(found.plan, found.planner.shape, found.planner.profile)
+    else:
         progress("looking for what would fit")
         limits = _limits(found.planner)
         _refuse_less_than_a_layer(found.planner, limits)

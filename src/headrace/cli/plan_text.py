@@ -10,7 +10,7 @@ from headrace.cli.plan_answer import Answer
 from headrace.cli.plan_limits_text import lacking, remedies
 from headrace.hardware.profile import HardwareProfile
 from headrace.plan.demands import Schedule
-from headrace.plan.explain import RESOURCE_NAMES
+from headrace.plan.explain import ITEM_NAMES, RESOURCE_NAMES
 from headrace.plan.options import Objective
 from headrace.plan.parallel import Parallel
 from headrace.plan.policies import Policy, Split
@@ -39,20 +39,6 @@ _LANES = {
     "store_kv": "K/V out",
     "store_activations": "X out",
     "host_attend": "host's cores",
-}
-_ITEMS = {
-    "weights": "weights",
-    "weight_slots": "slots of streamed weights",
-    "resident_kv": "resident K/V",
-    "windowed_kv": "K/V of windowed layers",
-    "staging": "staging",
-    "store_ring": "buffers of stores",
-    "rebuild_workspace": "workspace of rebuilding",
-    "tail": "tail of newest tokens",
-    "logits": "logits",
-    "forward": "workspace of the forward pass",
-    "activations": "X",
-    "kv": "K/V",
 }
 
 
@@ -187,6 +173,14 @@ def _cluster(answer: Answer) -> Iterator[str]:
     )
 
 
+def cluster_facts(answer: Answer) -> dict[str, str]:
+    """Return what a page of one GPU's figures has to say of several; nothing for one."""
+    cluster = answer.found.cluster
+    if cluster.gpus == 1:
+        return {}
+    return {"GPUs": f"{cluster.gpus}, {cluster.parallel.value}-parallel; figures are each GPU's"}
+
+
 def _choice(answer: Answer) -> Iterator[str]:
     """Yield the chosen policy, its split and its speed."""
     plan = answer.plan
@@ -203,7 +197,7 @@ def _choice(answer: Answer) -> Iterator[str]:
         yield f"order   {order}"
     yield (
         f"step    {format_seconds(plan.step_s)}, at best {format_seconds(plan.bound_s)}: "
-        f"the {RESOURCE_NAMES[plan.binding]} binds"
+        f"{RESOURCE_NAMES[plan.binding]} binds"
     )
     yield (
         f"speed   {_speed(answer.found.tokens_per_s)} tokens/s while decoding, "
@@ -227,14 +221,22 @@ def _chosen_because(answer: Answer) -> str:
 def _helps(answer: Answer) -> Iterator[str]:
     """Yield changes that would make a step faster, the best first."""
     for one in answer.improvements:
-        yield f"{one.what}: {one.gain:.2f} × as fast a step, {format_seconds(one.step_s)}"
-    if not answer.improvements:
+        yield (
+            f"{one.what}: {one.gain:.2f} × as fast a step, {format_seconds(one.step_s)}, "
+            f"{_speed(answer.found.total(one.tokens_per_s))} tokens/s"
+        )
+    if not answer.plan.feasible:
+        yield "What lacks is said above."
+    elif not answer.improvements:
         yield "Nothing of what was tried makes a step faster by 2 %."
 
 
 def _generation(answer: Answer) -> Iterator[str]:
     """Yield what the whole generation takes."""
     found = answer.forecast
+    if found is None:
+        yield "not simulated: it cannot run"
+        return
     yield (
         f"first token after {format_seconds(found.ttft_s)}, all in {format_seconds(found.total_s)}"
     )
@@ -243,7 +245,7 @@ def _generation(answer: Answer) -> Iterator[str]:
             f"steps from {format_seconds(found.step_s[0])} (context {found.contexts[0]:,}) to "
             f"{format_seconds(found.step_s[-1])} (context {found.contexts[-1]:,})"
         )
-    yield f"{_speed(answer.tokens_per_s)} tokens/s, prefill included"
+    yield f"{_speed(answer.found.total(found.tokens_per_s))} tokens/s, prefill included"
     busy = [f"{_LANES[lane]} {share:.0%}" for lane, share in found.busy.items() if share >= 0.005]
     yield f"busy while decoding: {', '.join(busy)}"
 
@@ -258,7 +260,7 @@ def _budget(title: str, items: Mapping[str, int], budget_bytes: int) -> str:
     """Return items of memory, largest first, and their sum against the budget."""
     total = sum(items.values())
     used = sorted(((size, item) for item, size in items.items() if size), reverse=True)
-    rows = [(_ITEMS.get(item, item), format_bytes(size)) for size, item in used]
+    rows = [(ITEM_NAMES[item], format_bytes(size)) for size, item in used]
     rows.append(("together", format_bytes(total)))
     width = max(len(label) for label, _ in rows)
     lines = [f"  {label.ljust(width)}  {size.rjust(10)}" for label, size in rows]

@@ -159,8 +159,8 @@ def add_extra_probes(
     Args:
         profile: what was measured so far.
         extra_probes: by name, a callable that measures once and returns bytes, or FLOPs,
-            a second, or seconds. It is called once more to warm up. The names of ``EXTRA_FIELDS`` become
-            fields of the profile; all are kept in ``measurements``.
+            a second, or seconds. It is called once more to warm up. The names of ``EXTRA_FIELDS``
+            become fields of the profile; all are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.errors import ProfileError
 from headrace.hardware.identity import MachineIdentity
@@ -98,8 +98,8 @@ class HardwareProfile:
         dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``.
         host_attend_bytes_per_s: rate at which the host's attention reads K/V, or None: see
             ``host_attend_rate``.
-        attend_call_s: what attending to a granule on the device takes, however small it is, or None:
-            see ``call_s``.
+        attend_call_s: what attending to a granule on the device takes, however small it is, or
+            None: see ``duration_s``.
         merge_call_s: what merging a layer's partial results takes, however few they are, or None.
         rebuild_call_s: what rebuilding a granule takes, however small it is, or None.
         rebuild_flops_per_s: rate at which K/V are rebuilt from staged X, layout and norms and
@@ -178,6 +178,10 @@ class HardwareProfile:
                     f"profile {self.name}: {label} is {value}; it must be finite and not negative"
                 )
 
+    def without_latencies(self) -> HardwareProfile:
+        """Return a profile in which copies, kernels and calls take nothing besides their work."""
+        return replace(self, **dict.fromkeys(_DURATIONS, 0.0))  # type: ignore[arg-type]
+
     def gemm_rate(self, dtype: str) -> float:
         """Return the rate of matrix products in FLOPs a second.
 
@@ -203,6 +207,20 @@ class HardwareProfile:
         """
         measured = self.rebuild_flops_per_s
         return self.gemm_rate(dtype) if measured is None else measured
+
+    def duration_s(self, work_s: float, call_s: float | None) -> float:
+        """Return how long the device is busy with a call.
+
+        A GPU is launched while it works on what came before, so that a call takes its work or its
+        launching, whichever is longer. On a CPU both are the same thread's, and add up.
+
+        Args:
+            work_s: seconds of the work itself.
+            call_s: ``attend_call_s`` or the like; where it is None, ``launch_latency_s`` is added.
+        """
+        if call_s is None:
+            return work_s + self.launch_latency_s
+        return max(work_s, call_s) if self.device == "cuda" else work_s + call_s
 
     @property
     def attend_rate(self) -> float:

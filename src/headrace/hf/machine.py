@@ -8,9 +8,9 @@ from torch import nn
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.store import load_or_measure
+from headrace.hf import model_probes
 from headrace.hf.attachment import attach, detach
 from headrace.hf.shape import model_shape
-from headrace.hf import model_probes
 from headrace.model.shape import ModelShape
 
 

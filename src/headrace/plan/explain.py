@@ -14,11 +14,12 @@ from headrace.plan.program import GPU_MEMORY
 from headrace.units import format_bytes, format_seconds
 
 RESOURCE_NAMES = {
-    "link": "link to the device",
-    "store": "link to the host",
-    "gpu": "device",
-    "host": "host's cores (with the dense work that they wait for)",
-    "dram": "host memory (which link and cores share)",
+    "link": "the link to the device",
+    "store": "the link to the host",
+    "gpu": "the device",
+    "host": "the host's cores, with the dense work that they wait for",
+    "dram": "host memory, which link and cores share",
+    "serial": "the waiting of link and device for each other",
 }
 """Resources (``demands.Resource``) in words."""
 _RATES = {
@@ -29,8 +30,25 @@ _RATES = {
     Rate.HOST: "host cores that attend",
     Rate.DRAM: "host memory",
 }
+ITEM_NAMES = {
+    "weights": "weights",
+    "weight_slots": "slots of streamed weights",
+    "resident_kv": "resident K/V",
+    "windowed_kv": "K/V of windowed layers",
+    "staging": "staging",
+    "store_ring": "buffers of stores",
+    "rebuild_workspace": "workspace of rebuilding",
+    "tail": "tail of newest tokens",
+    "logits": "logits",
+    "forward": "workspace of the forward pass",
+    "activations": "X",
+    "kv": "K/V",
+}
+"""Items of memory (``memory.gpu_items``, ``memory.host_items``) in words."""
+
 _ABOUT_EQUAL = 0.95
-_NEAR_BOUND = 1.05
+NEAR_BOUND = 1.05
+"""A step nearer to its bound needs no explanation."""
 _WORTH_SAYING = 0.1
 _STEP_UP = 0.1
 
@@ -44,7 +62,7 @@ def shortfalls(
         largest = max(plan.gpu_items, key=lambda item: plan.gpu_items[item])
         lines.append(
             f"It does not fit the device: it needs {format_bytes(plan.gpu_bytes)}, of which "
-            f"{format_bytes(plan.gpu_items[largest])} {largest}, and "
+            f"{format_bytes(plan.gpu_items[largest])} {ITEM_NAMES[largest]}, and "
             f"{format_bytes(gpu_budget_bytes)} are allowed; use fewer rows, a shorter context or "
             "more GPU memory."
         )
@@ -78,8 +96,9 @@ def _bottleneck(plan: Plan) -> str:
     first, second = sorted(plan.work_s, key=lambda name: -plan.work_s[name])[:2]
     busy = f"{format_seconds(plan.work_s[first])} of a step of {format_seconds(plan.step_s)}"
     if plan.work_s[second] > _ABOUT_EQUAL * plan.work_s[first]:
-        return f"The {RESOURCE_NAMES[first]} and the {RESOURCE_NAMES[second]} are about equally busy: {busy}."
-    return f"The {RESOURCE_NAMES[first]} is the bottleneck: it is busy for {busy}."
+        both = f"{RESOURCE_NAMES[first]}; {RESOURCE_NAMES[second]}"
+        return f"Two are about equally busy, for {busy}: {both}."
+    return f"The bottleneck is {RESOURCE_NAMES[first]}: busy for {busy}."
 
 
 def _sensitivity(plan: Plan) -> Iterator[str]:
@@ -89,7 +108,8 @@ def _sensitivity(plan: Plan) -> Iterator[str]:
         key=lambda gain: -gain[0],
     )
     told = [
-        f"{_RATES[rate]} 10 % faster would give {share * _STEP_UP / (1 + _STEP_UP):.1%} more speed"
+        f"{_RATES[rate]} 10 % faster would give {_percent(share * _STEP_UP / (1 + _STEP_UP))} "
+        "more speed"
         for share, rate in gains[:2]
         if share >= _WORTH_SAYING
     ]
@@ -105,19 +125,21 @@ def _sensitivity(plan: Plan) -> Iterator[str]:
 
 def _distance(plan: Plan, profile: HardwareProfile) -> Iterator[str]:
     """Yield what the distance between simulated step and bound goes to."""
-    if plan.step_s <= _NEAR_BOUND * plan.bound_s:
+    if plan.step_s <= NEAR_BOUND * plan.bound_s:
         return
     gap_s = plan.step_s - plan.bound_s
-    cause = (
+    latencies_s = min(gap_s, max(0.0, plan.step_s - plan.step_without_latency_s))
+    waits = (
         "its layers do not overlap: the link waits for a layer's end, and the device for its X"
         if plan.policy is Policy.KVPR and plan.schedule is Schedule.ROW
-        else "latencies of copies and kernels, and waits of lanes for each other"
+        else "lanes wait for each other, as staging is finite"
     )
     copy_us, launch_us = profile.copy_latency_s * 1e6, profile.launch_latency_s * 1e6
-    latency = f"{copy_us:.0f} µs a copy, {launch_us:.0f} a kernel"
     yield (
-        f"A step takes {plan.step_s / plan.bound_s:.2f} times its bound; the "
-        f"{format_seconds(gap_s)} between go to {cause} ({latency})."
+        f"A step takes {plan.step_s / plan.bound_s:.2f} times its bound. Of the "
+        f"{format_seconds(gap_s)} between, {format_seconds(latencies_s)} are latencies "
+        f"({copy_us:.0f} µs a copy, {launch_us:.0f} a kernel, or more), and in "
+        f"{format_seconds(gap_s - latencies_s)} {waits}."
     )
 
 
@@ -125,8 +147,8 @@ def _paths(shape: ModelShape, plan: Plan) -> Iterator[str]:
     ratio = activation_ratio(shape)
     if plan.split.recompute > 0:
         yield (
-            f"{plan.split.recompute:.1%} of the cached tokens are rebuilt from X, which has "
-            f"{ratio:.2f} times the bytes of their K/V."
+            f"{_percent(plan.split.recompute)} of the cached tokens are rebuilt from X, which "
+            f"has {ratio:.2f} times the bytes of their K/V."
         )
     elif plan.policy in (Policy.KVPR, Policy.RECOMPUTE, Policy.AUTO) and ratio >= 1:
         yield f"Rebuilding saves no bytes: X has {ratio:.2f} times the bytes of K/V."
@@ -134,13 +156,13 @@ def _paths(shape: ModelShape, plan: Plan) -> Iterator[str]:
         yield "Rebuilding would not pay: the device has no time to spare."
     if 0 < plan.split.resident < 1:
         yield (
-            f"{plan.split.resident:.1%} of the cached tokens stay on the device: as many as its "
-            "memory holds besides weights, staging and workspace."
+            f"{_percent(plan.split.resident)} of the cached tokens stay on the device: as many as "
+            "its memory holds besides weights, staging and workspace."
         )
     if plan.split.host > 0:
         yield (
-            f"{plan.split.host:.1%} of the cached tokens are attended to by the host's cores, "
-            "where they lie."
+            f"{_percent(plan.split.host)} of the cached tokens are attended to by the host's "
+            "cores, where they lie."
         )
     if shape.windowed_layers:
         yield (
@@ -154,8 +176,9 @@ def _paths(shape: ModelShape, plan: Plan) -> Iterator[str]:
 def _weights(plan: Plan) -> Iterator[str]:
     if plan.weights_streamed > 0:
         yield (
-            f"{plan.weights_streamed:.1%} of the layers' weights are on the host and streamed in "
-            "every step: the device's memory does not hold them, or is better used for the cache."
+            f"{_percent(plan.weights_streamed)} of the layers' weights are on the host and "
+            "streamed in every step: the device's memory does not hold them, or is better used "
+            "for the cache."
         )
 
 
@@ -174,3 +197,7 @@ def _order(plan: Plan) -> Iterator[str]:
             f"Row-by-row: the {batches} batches go through the layers one after the other; to use "
             "weights once for all of them would not be faster."
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

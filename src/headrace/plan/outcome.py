@@ -37,6 +37,8 @@ class Plan:
         gpu_items: bytes on the device, by item.
         host_items: bytes on the host, by item.
         step_s: simulated duration of a decode step at mean context.
+        step_without_latency_s: the same without latencies, where the step is well above its bound;
+            else ``step_s``.
         bound_s: the least that the rates allow for the same work.
         stream_step_s: ``step_s`` of the policy ``stream`` for the same workload.
         work_s: seconds for which a step needs each resource (``demands.Resource``).
@@ -64,6 +66,7 @@ class Plan:
     gpu_items: Mapping[str, int]
     host_items: Mapping[str, int]
     step_s: float
+    step_without_latency_s: float
     bound_s: float
     stream_step_s: float
     work_s: Mapping[str, float]

@@ -179,12 +179,28 @@ class StepEstimate:
         if streams and rebuilds:
             copies_s += rebuilds * max(0.0, rebuild_s - (geometry.ring_slots - 2) * slot_s)
             ahead_s = max(slot_s, ahead_s - rebuild_s)
-        launches = streams + 2 * rebuilds
-        staged_s = launches * profile.launch_latency_s + read_s
+        staged_s = self._calls_s(streams, rebuilds) + read_s
         hosts = self._work.batches * self._layers if self._hosts else 0
         flow = self._flow(copies_s, staged_s, 2 * hosts * profile.copy_latency_s)
         flowing_s = self._work.passes * flow.seconds(ahead_s)
         return max(self._optimum.step_s, self._link_s + copies_s, flowing_s)
+
+    def _calls_s(self, streams: float, rebuilds: float) -> float:
+        """Return what the device's calls for so many granules take besides their work."""
+        profile, work = self._profile, self._work
+        rebuild_s = sum(
+            split.recompute * work.paged_tokens * one.layers * self._device.rebuild_s(one.shape)
+            for one, split in zip(self._groups, self._optimum.splits, strict=True)
+        )
+        attend_s = sum(self._group_s(one, self._staged) for one in self._groups) - rebuild_s
+        besides_s = 0.0
+        for calls, work_s, call_s in (
+            (streams + rebuilds, attend_s, profile.attend_call_s),
+            (rebuilds, rebuild_s, profile.rebuild_call_s),
+        ):
+            if calls:
+                besides_s += calls * profile.duration_s(work_s / calls, call_s) - work_s
+        return besides_s
 
     @property
     def _hosts(self) -> bool:
@@ -241,7 +257,9 @@ class StepEstimate:
     def _pauses(self) -> tuple[float, ...]:
         """Return, for each full layer, the device's other work since the full layer before it."""
         shape = self._work.shape
-        launch_s = 3 * self._profile.launch_latency_s
+        profile = self._profile
+        calls_s = (None, profile.attend_call_s, profile.merge_call_s)
+        launch_s = sum(profile.duration_s(0.0, call_s) for call_s in calls_s)
         full_s, windowed_s = (self._layer_s(windowed=which) + launch_s for which in (False, True))
         pauses: list[float] = []
         pending = self._sum(self._device.head()) / self._work.passes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from headrace.plan.decide_rows import best_rows
 from headrace.plan.decision import Decider, Decision
 from headrace.plan.decode import DecodeWork, step_program
 from headrace.plan.demands import PATHS, Schedule
-from headrace.plan.explain import explain, shortfalls
+from headrace.plan.explain import NEAR_BOUND, explain, shortfalls
 from headrace.plan.operations import Program
 from headrace.plan.options import Objective, PlanOptions
 from headrace.plan.outcome import Plan
@@ -25,6 +25,7 @@ from headrace.plan.resources import Resource
 from headrace.plan.schedule import StepOrder
 from headrace.plan.simulate import bound_s, predicted_step_s, work_s
 from headrace.plan.workload import Workload
+from headrace.timeline import Origin
 
 __all__ = ["Plan", "Planner", "make_plan", "plan_program"]
 
@@ -35,6 +36,15 @@ _MANY_OPERATIONS = 5_000
 
 _ABOUT_AS_BUSY = 0.9
 """Share of the link's time from which on others are taken to be as busy."""
+
+_MOST_GRANULES = 60_000
+"""A step of more is not simulated: it has terabytes."""
+
+_RATES = {
+    Origin.PREDICTED: "data-sheet",
+    Origin.MEASURED: "measured",
+    Origin.EMULATED: "emulated",
+}
 
 _HARDLY_FASTER = 0.995
 """A mixture is chosen over a pure path only where it is faster by more than this."""
@@ -186,11 +196,23 @@ class Planner:
 
     def _judged(self, plan: Plan) -> Plan:
         """Return a plan with its comparison with ``stream``, its feasibility and its reasons."""
-        plan = replace(plan, stream_step_s=self._stream_step_s(plan))
+        plan = replace(
+            plan,
+            stream_step_s=self._stream_step_s(plan),
+            step_without_latency_s=self._step_without_latency_s(plan),
+        )
         decider = self.decider
         lacking = shortfalls(self.shape, plan, decider.gpu_budget_bytes, decider.host_budget_bytes)
         reasons = (*lacking, *explain(self.shape, plan, self.profile))
         return replace(plan, feasible=not lacking, reasons=reasons)
+
+    def _step_without_latency_s(self, plan: Plan) -> float:
+        """Return the step's seconds without latencies, where there is a distance to explain."""
+        far = plan.step_s > NEAR_BOUND * plan.bound_s
+        if not far or _granules(plan, self.shape, plan.workload) > _MOST_GRANULES:
+            return plan.step_s
+        profile = self.profile.without_latencies()
+        return predicted_step_s(plan_program(plan, self.shape), profile, self.shape.dtype, 2)
 
     @cached_property
     def _stream_steps_s(self) -> dict[Schedule, float]:
@@ -213,6 +235,50 @@ class Planner:
         """Return a plan with its figures, without judgement and comparison."""
         shape, workload = self.shape, self.workload
         policy = _named_policy(decision)
+        figures = self._estimated(decision)
+        if _granules(decision, shape, workload) <= _MOST_GRANULES:
+            figures = self._simulated(decision, policy)
+        admitted = decision.geometry.paged_tokens(workload.prompt_len)
+        admitted //= decision.geometry.block_tokens
+        return Plan(
+            model=shape.name,
+            dtype=shape.dtype,
+            hardware=self.profile.name,
+            origin=f"predicted, from {_RATES[self.profile.origin]} rates of {self.profile.name}",
+            workload=workload,
+            policy=policy,
+            schedule=decision.schedule,
+            split=decision.split,
+            admission=decision.placement.split(workload.rows, admitted, admitted),
+            placement=decision.placement,
+            geometry=decision.geometry,
+            weights_streamed=decision.weights_streamed,
+            communication_s=self.options.communication_s,
+            prefill_rows=decision.prefill_rows,
+            granule_pages=decision.geometry.pages_per_granule(kv_bytes_per_token(shape)),
+            gpu_items=decision.gpu_items,
+            host_items=decision.host_items,
+            step_s=figures.step_s,
+            step_without_latency_s=figures.step_s,
+            bound_s=figures.bound_s,
+            stream_step_s=0.0,
+            work_s=figures.work_s,
+            optimum=decision.optimum,
+            solve_s=solve_s,
+            feasible=True,
+            reasons=(),
+        )
+
+    def _estimated(self, decision: Decision) -> _Figures:
+        """Return figures of a step that is too large to be simulated, and so fits no machine."""
+        optimum = decision.optimum
+        work = {resource.value: seconds for resource, seconds in optimum.seconds.items()}
+        step_s = max(optimum.step_s, self.decider.estimated_step_s(decision))
+        return _Figures(step_s, optimum.step_s, work)
+
+    def _simulated(self, decision: Decision, policy: Policy) -> _Figures:
+        """Return figures of the step's program."""
+        shape, workload = self.shape, self.workload
         program = step_program(
             DecodeWork(
                 shape,
@@ -231,35 +297,27 @@ class Planner:
             ),
         )
         steps = _SIMULATED_STEPS if len(program.operations) < _MANY_OPERATIONS else 2
-        admitted = decision.geometry.paged_tokens(workload.prompt_len)
-        admitted //= decision.geometry.block_tokens
-        return Plan(
-            model=shape.name,
-            dtype=shape.dtype,
-            hardware=self.profile.name,
-            origin=f"predicted, from {self.profile.origin.value} rates of {self.profile.name}",
-            workload=workload,
-            policy=policy,
-            schedule=decision.schedule,
-            split=decision.split,
-            admission=decision.placement.split(workload.rows, admitted, admitted),
-            placement=decision.placement,
-            geometry=decision.geometry,
-            weights_streamed=decision.weights_streamed,
-            communication_s=self.options.communication_s,
-            prefill_rows=decision.prefill_rows,
-            granule_pages=decision.geometry.pages_per_granule(kv_bytes_per_token(shape)),
-            gpu_items=decision.gpu_items,
-            host_items=decision.host_items,
-            step_s=predicted_step_s(program, self.profile, shape.dtype, steps),
-            bound_s=bound_s(program, self.profile, shape.dtype),
-            stream_step_s=0.0,
-            work_s=work_s(program, self.profile, shape.dtype),
-            optimum=decision.optimum,
-            solve_s=solve_s,
-            feasible=True,
-            reasons=(),
+        return _Figures(
+            predicted_step_s(program, self.profile, shape.dtype, steps),
+            bound_s(program, self.profile, shape.dtype),
+            work_s(program, self.profile, shape.dtype),
         )
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What a step takes: by simulation or estimate, at least, and by resource."""
+
+    step_s: float
+    bound_s: float
+    work_s: Mapping[str, float]
+
+
+def _granules(decided: Decision | Plan, shape: ModelShape, workload: Workload) -> float:
+    """Return about how many granules a step has, in all layers."""
+    tokens = workload.rows * workload.mean_context * shape.full_layers
+    pages = tokens / decided.geometry.block_tokens
+    return pages / decided.geometry.pages_per_granule(kv_bytes_per_token(shape))
 
 
 def plan_program(plan: Plan, shape: ModelShape, context: int | None = None) -> Program:

@@ -14,7 +14,7 @@ streamed is one of them. Rows and columns have names, under which the solver kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from headrace.hardware.profile import HardwareProfile
@@ -38,7 +38,7 @@ HOST_MEMORY = "host_memory"
 _TIE_BREAK = 1e-6
 """Of several splits with the same T, take the one that keeps the resources less busy."""
 
-_HOST_ROWS = frozenset((Resource.HOST.value, Resource.DRAM.value))
+_HOST_ROWS = (Resource.HOST.value, Resource.DRAM.value)
 
 _LACKING = 1e4
 """What it costs to lack as many bytes as the cache has, next to a T of about 1."""
@@ -125,28 +125,34 @@ def optimise(
         choice: what may be chosen from.
     """
     best = _solved(work, profile, limits, choice)
-    for paths in _fewer(choice, best):
+    for may_gain, paths in (
+        (_host_may_cost, tuple(path for path in choice.paths if path != "host")),
+        (_stores_may_cost, ("resident",)),
+    ):
+        if best is None or not paths or not set(paths) < set(choice.paths):
+            continue
+        if not may_gain(best):
+            continue
         other = _solved(work, profile, limits, replace(choice, paths=paths))
-        if other is not None and (best is None or other.step_s < best.step_s):
+        if other is not None and other.step_s <= best.step_s:
             best = other
     return best
 
 
-def _fewer(choice: Choice, best: Optimum | None) -> Iterator[tuple[str, ...]]:
-    """Yield paths to do with instead, where a path costs something however few tokens take it.
+def _host_may_cost(optimum: Optimum) -> bool:
+    """Return whether a step may be shorter if the host attends to nothing at all.
 
-    That is so of the host's (queries go down and results come up), and of all but the device's (new
-    tokens are stored). If what it costs does not bind, nothing is gained without it.
+    However few tokens it attends to, queries go down and results come up. If that does not bind,
+    nothing is gained without it.
     """
-    if best is None:
-        return
-    binds = {row for row, price in best.prices.items() if price > 0}
-    without = tuple(path for path in choice.paths if path != "host")
-    hosted = any(split.host > 0 for split in best.splits)
-    if len(choice.paths) > len(without) > 0 and (not hosted or binds & _HOST_ROWS):
-        yield without
-    if choice.paths != ("resident",) and "resident" in choice.paths and Resource.STORE in binds:
-        yield ("resident",)
+    hosted = any(split.host > 0 for split in optimum.splits)
+    return not hosted or any(optimum.prices.get(row, 0.0) > 0 for row in _HOST_ROWS)
+
+
+def _stores_may_cost(optimum: Optimum) -> bool:
+    """Return whether a step may be shorter if all is on the device, so that nothing is stored."""
+    stored = any(split.resident < 1 for split in optimum.splits)
+    return not stored or optimum.prices[Resource.STORE.value] > 0
 
 
 def _solved(

@@ -10,7 +10,14 @@ from itertools import pairwise
 from headrace.hardware.profile import HardwareProfile
 from headrace.plan.operations import Kind, Operation, Program
 from headrace.plan.resources import Resource
-from headrace.plan.work import OF_LANE, bound_s, operation_work_s, shared_speeds, work_s
+from headrace.plan.work import (
+    OF_LANE,
+    bound_s,
+    operation_s,
+    operation_work_s,
+    shared_speeds,
+    work_s,
+)
 from headrace.timeline import H2D_LANES, Lane, Origin, Span, Timeline
 
 __all__ = [
@@ -312,21 +319,9 @@ def _last_compute(program: Program) -> int:
 def _durations(
     programs: Sequence[Program], profile: HardwareProfile, dtype: str
 ) -> list[list[float]]:
-    """Return for each step the durations of its operations at full speed, latency included.
-
-    The host's attention has that of two copies: queries go down and results come up.
-    """
-    latency_s = {
-        Resource.LINK: profile.copy_latency_s,
-        Resource.STORE: profile.copy_latency_s,
-        Resource.GPU: profile.launch_latency_s,
-        Resource.HOST: 2 * profile.copy_latency_s,
-    }
+    """Return for each step the durations of its operations at full speed, latency included."""
     of_program = {
-        id(program): [
-            latency_s[OF_LANE[op.lane]] + operation_work_s(op, profile, dtype)
-            for op in program.operations
-        ]
+        id(program): [operation_s(op, profile, dtype) for op in program.operations]
         for program in {id(program): program for program in programs}.values()
     }
     return [of_program[id(program)] for program in programs]

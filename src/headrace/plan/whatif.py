@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.plan.decision import Decider
+from headrace.plan.demands import Schedule
 from headrace.plan.outcome import Plan
 from headrace.plan.plan import Planner
 from headrace.plan.policies import Policy
@@ -44,7 +45,7 @@ class Improvement:
 
 
 def improvements(planner: Planner, plan: Plan) -> tuple[Improvement, ...]:
-    """Return changes that would make a step faster, the best first.
+    """Return changes that would make a step faster, the best first; none for what does not fit.
 
     Every change is planned anew, under the policy that was asked for, so that the split goes with
     it.
@@ -53,9 +54,11 @@ def improvements(planner: Planner, plan: Plan) -> tuple[Improvement, ...]:
         planner: made the plan.
         plan: the plan.
     """
+    if not plan.feasible:
+        return ()
     decider = replace(planner.decider, workload=plan.workload)
     policy = planner.options.policy
-    now_s = _step_s(decider, policy)
+    now_s = plan.optimum.step_s
     found = []
     for what, changed in _changes(decider):
         step_s = _step_s(changed, policy)
@@ -66,9 +69,13 @@ def improvements(planner: Planner, plan: Plan) -> tuple[Improvement, ...]:
 
 
 def _step_s(decider: Decider, policy: Policy) -> float:
-    decisions = [decider.decide(policy)]
+    policies = [policy]
     if policy is Policy.AUTO and "resident" in decider.options.paths:
-        decisions.append(decider.decide(Policy.RESIDENT))
+        policies.append(Policy.RESIDENT)
+    schedules = [decider.options.schedule or Schedule.ROW]
+    if decider.options.schedule is None and decider.workload.batches > 1:
+        schedules.append(Schedule.COLUMN)
+    decisions = [decider.decide(one, order) for one in policies for order in schedules]
     fitting = [one.optimum.step_s for one in decisions if one.fits]
     return min(fitting or [decisions[0].optimum.step_s])
 

@@ -43,6 +43,26 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
     return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s) + op.fixed_s
 
 
+def operation_s(op: Operation, profile: HardwareProfile, dtype: str) -> float:
+    """Return how long an operation takes at full speed, what each copy or call takes included.
+
+    The host's attention has the latency of two copies: queries go down and results come up.
+    """
+    seconds = operation_work_s(op, profile, dtype)
+    if op.lane is Lane.COMPUTE:
+        return profile.duration_s(seconds, _call_s(op, profile))
+    copies = 2 if op.lane is Lane.HOST_ATTEND else 1
+    return seconds + copies * profile.copy_latency_s
+
+
+def _call_s(op: Operation, profile: HardwareProfile) -> float | None:
+    if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
+        return profile.attend_call_s
+    if op.kind is Kind.REBUILD:
+        return profile.rebuild_call_s
+    return profile.merge_call_s if op.kind is Kind.MERGE else None
+
+
 def work_s(program: Program, profile: HardwareProfile, dtype: str) -> dict[str, float]:
     """Return the seconds for which one step needs each resource, as ``demands`` counts them.
 

@@ -35,6 +35,7 @@ RESOURCE_WORDS = {
     "gpu": "GPU",
     "host": "host’s cores",
     "dram": "host memory",
+    "serial": "waits of link and GPU",
 }
 """What can be the bottleneck."""
 

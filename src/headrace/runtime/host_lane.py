@@ -124,7 +124,8 @@ class HostLane:
         """
         self._raise_error()
         self._fit(query)
-        assert self._query is not None and self._result is not None
+        assert self._query is not None
+        assert self._result is not None
         down, up = self._query, self._result
         size = query.numel()
         flat = down.device[:size]

@@ -152,7 +152,7 @@ def test_json():
     assert data["schedule"] == "row"
     assert sum(data["split"].values()) == pytest.approx(1)
     assert set(data["split"]) == {"resident", "stream", "recompute", "host"}
-    assert data["origin"] == "predicted, from predicted rates of a100-40gb-pcie4"
+    assert data["origin"] == "predicted, from data-sheet rates of a100-40gb-pcie4"
 
 
 def test_windowed_layers_stay_on_the_device():
