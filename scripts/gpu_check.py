@@ -68,7 +68,7 @@ WORKLOADS = {
     "opt-6.7b-24gib": Workload(
         "opt-6.7b", None, 64, 1024, ("stream", "recompute", "auto"), "24GiB"
     ),
-    "llama-3-8b-24gib": Workload("llama-3-8b", None, 64, 2048, ("stream", "auto"), "24GiB"),
+    "llama-3-8b-21gib": Workload("llama-3-8b", None, 16, 2048, ("stream", "auto"), "21GiB"),
     "opt-6.7b-paper": Workload("opt-6.7b", None, 64, 128),
     "opt-30b-slice": Workload("opt-30b", 12, 64, 1024),
     "llama-3-8b": Workload("llama-3-8b", None, 32, 2048, ("stream", "resident")),

@@ -1,7 +1,7 @@
 """Random machines, models, workloads and budgets for the tests of the planner."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ class Problem:
     shape: ModelShape
     workload: Workload
     profile: HardwareProfile
-    options: PlanOptions = PlanOptions()
+    options: PlanOptions = field(default_factory=PlanOptions)
 
     @property
     def decider(self):
