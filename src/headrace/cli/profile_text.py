@@ -127,7 +127,7 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
         ("a small kernel", "launch_latency_s"),
         ("the least attention", "attend_call_s"),
         ("the least rebuild", "rebuild_call_s"),
-        ("the least merge", "merge_call_s"),
+        ("starting a load", "load_call_s"),
     ):
         yield _Figure(label, getattr(profile, name), name, "in a row of its like", format_seconds)
 

@@ -38,7 +38,7 @@ EXTRA_FIELDS = (
     "attend_call_s",
     "dense_bytes_per_s",
     "host_attend_bytes_per_s",
-    "merge_call_s",
+    "load_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",
 )

@@ -23,7 +23,7 @@ _DURATIONS = (
     "copy_latency_s",
     "launch_latency_s",
     "attend_call_s",
-    "merge_call_s",
+    "load_call_s",
     "rebuild_call_s",
 )
 
@@ -95,12 +95,13 @@ class HardwareProfile:
         launch_latency_s: what each kernel takes besides its work.
         attend_bytes_per_s: rate at which the device's attention reads K/V, or None: see
             ``attend_rate``.
-        dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``.
+        dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``. A
+            measured one has in it what a layer takes besides, however little it attends to.
         host_attend_bytes_per_s: rate at which the host's attention reads K/V, or None: see
             ``host_attend_rate``.
         attend_call_s: what attending to a granule on the device takes, however small it is, or
             None: see ``duration_s``.
-        merge_call_s: what merging a layer's partial results takes, however few they are, or None.
+        load_call_s: what starting a load takes the thread that launches the device's work, or None.
         rebuild_call_s: what rebuilding a granule takes, however small it is, or None.
         rebuild_flops_per_s: rate at which K/V are rebuilt from staged X, layout and norms and
             rotation included, or None: see ``rebuild_rate``.
@@ -142,7 +143,7 @@ class HardwareProfile:
     dense_bytes_per_s: float | None = None
     host_attend_bytes_per_s: float | None = None
     attend_call_s: float | None = None
-    merge_call_s: float | None = None
+    load_call_s: float | None = None
     rebuild_call_s: float | None = None
     rebuild_flops_per_s: float | None = None
     h2d_curve: tuple[RatePoint, ...] = ()

@@ -53,7 +53,7 @@ def machine_profile(
         extra_probes={
             "attend_bytes_per_s": lambda: model_probes.attend_rate(*cache),
             "attend_call_s": lambda: model_probes.attend_call_s(*cache),
-            "merge_call_s": lambda: model_probes.merge_call_s(*cache),
+            "load_call_s": lambda: model_probes.load_call_s(parameter.device, parameter.dtype),
             "dense_bytes_per_s": lambda: model_probes.dense_rate(model, shape),
             "rebuild_flops_per_s": lambda: model_probes.rebuild_rate(model, shape),
             "rebuild_call_s": lambda: model_probes.rebuild_call_s(model, shape),

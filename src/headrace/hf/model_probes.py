@@ -22,10 +22,14 @@ from headrace.model.cost import (
 )
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
-from headrace.runtime.attention import EntryTable, Partial, Scoring
+from headrace.runtime.attention import EntryTable, Scoring
+from headrace.runtime.cpu_lanes import CpuBackend
+from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.runtime.granules import Granule
-from headrace.runtime.layer_attention import LayerAttention, attend_granule
+from headrace.runtime.lanes import Copy
+from headrace.runtime.layer_attention import attend_granule
 from headrace.runtime.pages import PageKind
+from headrace.timeline import Lane
 
 _PAGE_TOKENS = 64
 _GRANULE_BYTES = 1 << 26
@@ -34,6 +38,7 @@ _CALLS_IN_A_ROW = 16
 _REBUILT_BYTES = 1 << 24
 _WORKSPACE_BYTES = 1 << 28
 _DENSE_ROWS = 8
+_LOADED_ELEMENTS = 64
 _REPEATS = 7
 
 
@@ -60,22 +65,23 @@ def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -
     return _median_s(_attending(shape, device, dtype, 2), device, _CALLS_IN_A_ROW)
 
 
-def merge_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
-    """Measure once how many seconds merging a layer's results takes, however few they are."""
-    query, granule = _queries(shape, device, dtype), _granule(2, device)
-    table = EntryTable.of([[0, 2], [1, 3]], device)
-    sizes = query.shape[:3]
-    part = Partial(
-        query.float(), torch.zeros(sizes, device=device), torch.ones(sizes, device=device)
-    )
-
-    def merge() -> None:
-        attention = LayerAttention(query, [granule], table, _WORKSPACE_BYTES)
-        attention.add_granule(granule, part)
-        attention.add_new(part)
-        attention.merge()
-
-    return _median_s(merge, device, _CALLS_IN_A_ROW)
+def load_call_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure once how many seconds starting the load of a granule takes whoever starts it."""
+    backend = CudaBackend(device) if device.type == "cuda" else CpuBackend()
+    try:
+        source = backend.host_buffer((2, _LOADED_ELEMENTS), dtype).zero_()
+        target = backend.device_buffer((2, _LOADED_ELEMENTS), dtype)
+        copies = [Copy(target[part], source[part]) for part in range(2)]
+        seconds = []
+        for _ in range(_REPEATS + 1):
+            start_s = time.perf_counter()
+            for _ in range(_CALLS_IN_A_ROW):
+                backend.transfer(Lane.LOAD_KV, copies, [backend.mark()])
+            seconds.append((time.perf_counter() - start_s) / _CALLS_IN_A_ROW)
+            backend.synchronize()
+        return statistics.median(seconds[1:])
+    finally:
+        backend.close()
 
 
 def _attending(
@@ -161,18 +167,25 @@ def _rebuild_s(model: nn.Module, shape: ModelShape, pages: int, in_a_row: int) -
 def dense_rate(model: nn.Module, shape: ModelShape) -> float:
     """Measure once at which rate a decode step of a few rows reads the model's weights.
 
+    The step is one with a cache of ours in which nothing is in pages yet: what our hooks, the
+    attention to the newest tokens and the merges take besides their work counts as dense work.
+
     Returns:
-        Bytes of weights a second, over a forward of tokens that have nothing cached.
+        Bytes of weights a second.
     """
+    from headrace.hf.cache import HostCache
+
     device = next(model.parameters()).device
     token = torch.zeros((_DENSE_ROWS, 1), dtype=torch.int64, device=device)
+    with HostCache(model, policy="stream", reserve_tokens=_REPEATS + 2) as cache:
 
-    def forward() -> None:
-        with torch.no_grad():
-            model(input_ids=token, use_cache=False)
+        def forward() -> None:
+            with torch.no_grad():
+                model(input_ids=token, past_key_values=cache, use_cache=True)
 
+        seconds = _median_s(forward, device)
     weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
-    return weights / _median_s(forward, device)
+    return weights / seconds
 
 
 def _median_s(work: Callable[[], object], device: torch.device, in_a_row: int = 1) -> float:

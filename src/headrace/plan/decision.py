@@ -74,10 +74,10 @@ class Decider:
         that fit are decided.
         """
         nominal = self._nominal(policy)
-        shared = "resident" in self._paths(policy)
+        shared = "resident" in self.paths(policy)
         first = self.at(policy, schedule, self._geometry(policy, nominal, shared))
         found = [first]
-        for geometry in self._staging(first):
+        for geometry in self._staging(first, nominal):
             found.append(self.at(policy, schedule, geometry))
             if sum(one.fits for one in found) > _DECIDED:
                 break
@@ -94,7 +94,7 @@ class Decider:
         work = self.step_work(decision.policy, decision.schedule, decision.geometry)
         return StepEstimate(work, self.profile, decision.optimum)
 
-    def _staging(self, first: Decision) -> list[Geometry]:
+    def _staging(self, first: Decision, nominal: Split) -> list[Geometry]:
         """Return ways to cut the cache, the best first by what a first decision says of them.
 
         Its solution tells how long a step takes with each, and its price of device memory what each
@@ -102,14 +102,12 @@ class Decider:
         """
         estimate = self._estimate(first)
         price = first.optimum.prices[GPU_MEMORY]
-        choices = staging_choices(
-            self.shape,
-            self.workload.rows,
-            self.workload.mean_context,
-            first.split,
-            policy=first.policy,
-            pace=estimate.pace(),
-        )
+        policy, rows, context = first.policy, self.workload.rows, self.workload.mean_context
+        pace = estimate.pace()
+        choices = [
+            *staging_choices(self.shape, rows, context, first.split, policy=policy, pace=pace),
+            choose_geometry(self.shape, rows, context, nominal, 0.0, policy=policy),
+        ]
 
         def about_s(geometry: Geometry) -> float:
             staged = geometry.staging_bytes(self.shape)
@@ -120,7 +118,7 @@ class Decider:
 
     def at(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Decision:
         """Return the best decision for a cache that is cut in a given way."""
-        paths = self._paths(policy)
+        paths = self.paths(policy)
         decided = self._decided(policy, schedule, geometry, paths)
         unused = "recompute" in paths and decided.placement.recompute == 0
         if unused and (not decided.fits or decided.optimum.prices[GPU_MEMORY] > 0):
@@ -142,10 +140,10 @@ class Decider:
         that does not fit, the program gets less memory to divide.
         """
         work = self.step_work(policy, schedule, geometry)
-        limits = self._limits(policy, geometry, paths)
-        choice = self._choice(geometry, paths)
+        limits = self.limits(policy, geometry, paths)
+        choice = self.choice(geometry, paths)
         decided = None
-        for rounding_bytes in (0, self._rounding_bytes(geometry)):
+        for rounding_bytes in (0, self.rounding_bytes(geometry)):
             spared = replace(limits, host_left=limits.host_left - rounding_bytes)
             optimum = optimise(work, self.profile, spared, choice)
             if optimum is None:
@@ -177,11 +175,12 @@ class Decider:
             geometry.paged_tokens(context),
             self.workload.batches,
             schedule,
-            serial=policy is Policy.KVPR and schedule is Schedule.ROW,
+            serial=policy is Policy.KVPR
+            and (schedule is Schedule.ROW or self.workload.batches == 1),
             communication_s=self.options.communication_s,
         )
 
-    def _paths(self, policy: Policy) -> tuple[str, ...]:
+    def paths(self, policy: Policy) -> tuple[str, ...]:
         """Return the paths of a policy that may be taken and may be worth it.
 
         Where X has no fewer bytes than K/V, rebuilding needs more of everything than streaming.
@@ -200,7 +199,7 @@ class Decider:
 
     def _nominal(self, policy: Policy) -> Split:
         """Return the split whose staging is the largest that the policy may need."""
-        paths = self._paths(policy)
+        paths = self.paths(policy)
         if "recompute" in paths:
             return Split(recompute=1.0)
         if "stream" in paths:
@@ -232,14 +231,15 @@ class Decider:
             policy=policy,
         )
 
-    def _rounding_bytes(self, geometry: Geometry) -> int:
+    def rounding_bytes(self, geometry: Geometry) -> int:
         """Return what whole pages on the host may take beyond the program's parts of them."""
         layers = self.shape.groups
         x_bytes = sum(one.layers * activation_bytes_per_token(one.shape) for one in layers)
         token_bytes = x_bytes + 2 * cache_bytes_per_token(self.shape)
         return self.workload.rows * geometry.block_tokens * token_bytes
 
-    def _choice(self, geometry: Geometry, paths: tuple[str, ...]) -> Choice:
+    def choice(self, geometry: Geometry, paths: tuple[str, ...]) -> Choice:
+        """Return what the program may choose from."""
         admitted, paged = self._pages(geometry)
         most = min(1.0, admitted / paged) if paged else 1.0
         fixed = {}
@@ -247,7 +247,7 @@ class Decider:
             fixed["recompute"] = self.options.recompute_fraction * most
         return Choice(paths, self.options.stream_weights, most, fixed, tied=True)
 
-    def _limits(self, policy: Policy, geometry: Geometry, paths: tuple[str, ...]) -> MemoryLimits:
+    def limits(self, policy: Policy, geometry: Geometry, paths: tuple[str, ...]) -> MemoryLimits:
         """Return what the program may place where."""
         nothing = Placement(resident_pages=0)
         items = gpu_items(self.shape, self.workload, nothing, geometry, 0.0, self.prefill_rows())
@@ -281,7 +281,7 @@ class Decider:
         everything = policy is Policy.RESIDENT
         rows = self.workload.rows
         placement = Placement.of(split, rows, admitted, pages, keep_all=everything)
-        if self.options.recompute_fraction is not None and "recompute" in self._paths(policy):
+        if self.options.recompute_fraction is not None and "recompute" in self.paths(policy):
             placement = replace(placement, recompute=self.options.recompute_fraction)
         decision = self._decision(policy, schedule, placement, geometry, optimum)
         over = sum(decision.gpu_items.values()) - self.gpu_budget_bytes

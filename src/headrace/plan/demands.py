@@ -113,23 +113,32 @@ def _stores(work: StepWork, profile: HardwareProfile, paths: tuple[str, ...]) ->
 def _host(
     work: StepWork, profile: HardwareProfile, link: list[Term], alone: list[Term]
 ) -> Iterator[Demand]:
-    """Yield Q + H, and what host memory makes of it where link and cores share it."""
+    """Yield Q + H, and what host memory makes of it where link and cores share it.
+
+    While queries go down and results come up the cores read nothing.
+    """
     cores = list(host_attention(work, profile))
-    yield Demand.of(Resource.HOST, *alone, *cores)
-    for row, terms in Sharing(profile).rows(link, cores, alone):
+    idle = [*alone, *_host_results(work, profile)]
+    yield Demand.of(Resource.HOST, *idle, *cores)
+    for row, terms in Sharing(profile).rows(link, cores, idle):
         yield Demand.of(Resource.DRAM, *terms, row=row)
 
 
 def host_attention(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:
-    """Yield κc/B_host, and the queries that go down before and the results that come up after.
-
-    Those are as many however few tokens the host attends to.
-    """
-    slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
-    rate = Rate.LINK if slower == profile.h2d_bytes_per_s else Rate.STORE
+    """Yield κc/B_host."""
     for name, group, tokens in work.columns("host"):
         size_bytes = tokens * kv_bytes_per_token(group.shape)
         yield Term(name, Rate.HOST, size_bytes / profile.host_attend_rate)
+
+
+def _host_results(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:
+    """Yield the queries that go down before the host's attention, and the results that come up.
+
+    They are as many however few tokens the host attends to.
+    """
+    slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+    rate = Rate.LINK if slower == profile.h2d_bytes_per_s else Rate.STORE
+    for _, group, tokens in work.columns("host"):
         if tokens:
             yield Term("", rate, group.layers * work.rows * host_link_bytes(group.shape) / slower)
 

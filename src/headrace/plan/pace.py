@@ -176,10 +176,12 @@ class StepEstimate:
             # Weights alone: they have slots of their own.
             slots = weight_slots(self._work.shape)
             ahead_s = (slots - 1) * self._link_s / (self._layers * self._work.passes)
-        if streams and rebuilds:
-            copies_s += rebuilds * max(0.0, rebuild_s - (geometry.ring_slots - 2) * slot_s)
-            ahead_s = max(slot_s, ahead_s - rebuild_s)
         staged_s = self._calls_s(streams, rebuilds) + read_s
+        if streams and rebuilds:
+            # After each granule of X the device waits for what could not be loaded meanwhile.
+            meanwhile_s = rebuilds * (geometry.ring_slots - 2) * slot_s
+            staged_s += max(0.0, self._link_s + copies_s - meanwhile_s)
+            ahead_s = max(slot_s, ahead_s - rebuild_s)
         hosts = self._work.batches * self._layers if self._hosts else 0
         flow = self._flow(copies_s, staged_s, 2 * hosts * profile.copy_latency_s)
         flowing_s = self._work.passes * flow.seconds(ahead_s)
@@ -193,10 +195,15 @@ class StepEstimate:
             for one, split in zip(self._groups, self._optimum.splits, strict=True)
         )
         attend_s = sum(self._group_s(one, self._staged) for one in self._groups) - rebuild_s
+        stream_s, rebuild_call_s = (
+            None if call_s is None else call_s + (profile.load_call_s or 0.0)
+            for call_s in (profile.attend_call_s, profile.rebuild_call_s)
+        )
         besides_s = 0.0
         for calls, work_s, call_s in (
-            (streams + rebuilds, attend_s, profile.attend_call_s),
-            (rebuilds, rebuild_s, profile.rebuild_call_s),
+            (streams, attend_s * streams / max(1.0, streams + rebuilds), stream_s),
+            (rebuilds, attend_s * rebuilds / max(1.0, streams + rebuilds), profile.attend_call_s),
+            (rebuilds, rebuild_s, rebuild_call_s),
         ):
             if calls:
                 besides_s += calls * profile.duration_s(work_s / calls, call_s) - work_s
@@ -245,9 +252,9 @@ class StepEstimate:
         """Return the shares of their rates at which link and cores go on beside each other."""
         if not self._hosts:
             return 1.0, 1.0
-        alone_s = self._sum(self._device.alone())
-        host_s = self._optimum.seconds[Resource.HOST] - alone_s
-        return Sharing(self._profile).shares(self._link_s, host_s, alone_s)
+        cores_s = sum(self._group_s(group, self._cores) for group in self._groups)
+        idle_s = self._optimum.seconds[Resource.HOST] - cores_s
+        return Sharing(self._profile).shares(self._link_s, cores_s, idle_s)
 
     def _results_s(self, group: LayerGroup) -> float:
         """Return the seconds of queries and results of one layer, in a pass."""
@@ -258,8 +265,7 @@ class StepEstimate:
         """Return, for each full layer, the device's other work since the full layer before it."""
         shape = self._work.shape
         profile = self._profile
-        calls_s = (None, profile.attend_call_s, profile.merge_call_s)
-        launch_s = sum(profile.duration_s(0.0, call_s) for call_s in calls_s)
+        launch_s = 0.0 if profile.attend_call_s is not None else 3 * profile.launch_latency_s
         full_s, windowed_s = (self._layer_s(windowed=which) + launch_s for which in (False, True))
         pauses: list[float] = []
         pending = self._sum(self._device.head()) / self._work.passes

@@ -1,10 +1,10 @@
 """Host memory shared by the link and the host's cores: what that makes of a step.
 
-Alone, the link's work would take L seconds and the cores' H. There are Q seconds of a step in which
-the cores have nothing to attend to, and the link is alone. Let B and C be the two rates.
+Alone, the link's work would take L seconds and the cores' reading H. There are Q seconds of a step
+in which the cores have nothing to read, and the link is alone. Let B and C be the two rates.
 
-Where it was measured what they get while both are at work (``HardwareProfile.shared_rates``), the
-link goes on at a share a of its own rate and the cores at a share b of theirs. Let both be at work
+Where it was measured what they get while both are at work, the link goes on at a share a of its own
+rate and the cores at a share b of theirs; a + b is at least 1, as with turns. Let both be at work
 for t seconds. Then the step takes no less than Q + H + (1 − b)·t, as the cores have to make up for
 what they lose, and no less than L + (1 − a)·t. The least step is the longest of L, Q + H,
 
@@ -119,8 +119,12 @@ class Sharing:
         return given / link, min(1.0, (total - given) / cores)
 
     def _measured_shares(self) -> tuple[float, float]:
-        link, cores = self.profile.shared_rates
-        return link / self.profile.h2d_bytes_per_s, cores / self.profile.host_attend_rate
+        """Return a and b as measured; at the least those of taking turns."""
+        link = self.profile.h2d_while_host_bytes_per_s or 0.0
+        cores = self.profile.host_while_h2d_bytes_per_s or 0.0
+        a = min(1.0, link / self.profile.h2d_bytes_per_s)
+        b = min(1.0, cores / self.profile.host_attend_rate)
+        return a / min(1.0, a + b), b / min(1.0, a + b)
 
     def _part(self, rate: Rate, bytes_per_s: float) -> Factor:
         """Return which part of host memory's rate one of them takes by itself."""

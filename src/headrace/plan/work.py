@@ -56,11 +56,18 @@ def operation_s(op: Operation, profile: HardwareProfile, dtype: str) -> float:
 
 
 def _call_s(op: Operation, profile: HardwareProfile) -> float | None:
-    if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
-        return profile.attend_call_s
+    """Return what a compute operation's call takes at least, with the load that it makes room for.
+
+    What a layer takes anyway is in the measured rate of its dense work.
+    """
+    if profile.attend_call_s is None:
+        return None
+    loads_s = (profile.load_call_s or 0.0) if op.load_number >= 0 else 0.0
+    if op.kind is Kind.ATTEND:
+        return profile.attend_call_s + loads_s
     if op.kind is Kind.REBUILD:
-        return profile.rebuild_call_s
-    return profile.merge_call_s if op.kind is Kind.MERGE else None
+        return (profile.rebuild_call_s or 0.0) + loads_s
+    return 0.0
 
 
 def work_s(program: Program, profile: HardwareProfile, dtype: str) -> dict[str, float]:
@@ -69,36 +76,43 @@ def work_s(program: Program, profile: HardwareProfile, dtype: str) -> dict[str, 
     ``link``, ``store`` and ``gpu`` always; where the host attends, ``host``, with the device's work
     that it cannot overlap with; and ``dram`` where link and cores slow each other down.
     """
-    found, host_s, alone_s = _totals(program, profile, dtype)
-    if host_s:
-        found[Resource.HOST.value] = alone_s + host_s
+    found, cores_s, idle_s = _totals(program, profile, dtype)
+    if cores_s:
+        found[Resource.HOST.value] = idle_s + cores_s
         sharing = Sharing(profile)
         if sharing.slows:
             link_s = found[Resource.LINK.value]
-            found[Resource.DRAM.value] = sharing.least_s(link_s, host_s, alone_s)
+            found[Resource.DRAM.value] = sharing.least_s(link_s, cores_s, idle_s)
     return found
 
 
 def shared_speeds(program: Program, profile: HardwareProfile, dtype: str) -> tuple[float, float]:
     """Return the shares of their rates at which link and cores go on while both are at work."""
-    found, host_s, alone_s = _totals(program, profile, dtype)
-    return Sharing(profile).shares(found[Resource.LINK.value], host_s, alone_s)
+    found, cores_s, idle_s = _totals(program, profile, dtype)
+    return Sharing(profile).shares(found[Resource.LINK.value], cores_s, idle_s)
 
 
 def _totals(
     program: Program, profile: HardwareProfile, dtype: str
 ) -> tuple[dict[str, float], float, float]:
-    """Return the seconds of link, store and device, the host's, and the device's alone."""
+    """Return the seconds of link, store and device; of the cores; and when these must be idle.
+
+    They read nothing while queries and results travel, and while the device does what they cannot
+    overlap with.
+    """
     totals = dict.fromkeys((Resource.LINK, Resource.STORE, Resource.GPU, Resource.HOST), 0.0)
-    alone_s = 0.0
+    cores_s = idle_s = 0.0
     hidden = _beside_the_host(program)
     for op in program.operations:
         seconds = operation_work_s(op, profile, dtype)
         totals[OF_LANE[op.lane]] += seconds
         if op.lane is Lane.COMPUTE and op.index not in hidden:
-            alone_s += seconds
-    host_s = totals.pop(Resource.HOST)
-    return {resource.value: seconds for resource, seconds in totals.items()}, host_s, alone_s
+            idle_s += seconds
+        elif op.lane is Lane.HOST_ATTEND:
+            read_s = op.memory_bytes / profile.host_attend_rate
+            cores_s, idle_s = cores_s + read_s, idle_s + seconds - read_s
+    del totals[Resource.HOST]
+    return {resource.value: seconds for resource, seconds in totals.items()}, cores_s, idle_s
 
 
 def _beside_the_host(program: Program) -> set[int]:

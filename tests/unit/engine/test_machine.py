@@ -17,7 +17,7 @@ from headrace.hf.model_probes import (
     attend_call_s,
     attend_rate,
     dense_rate,
-    merge_call_s,
+    load_call_s,
     rebuild_call_s,
     rebuild_rate,
 )
@@ -26,7 +26,7 @@ FIGURES = (
     "attend_bytes_per_s",
     "attend_call_s",
     "dense_bytes_per_s",
-    "merge_call_s",
+    "load_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",
 )
@@ -67,7 +67,7 @@ def test_rates_of_the_demo_are_positive(demo, small):
     for rate in (
         attend_rate(*cache),
         attend_call_s(*cache),
-        merge_call_s(*cache),
+        load_call_s(*cache[1:]),
         rebuild_call_s(demo.model, shape),
         rebuild_rate(demo.model, shape),
         dense_rate(demo.model, shape),

@@ -64,4 +64,3 @@ def test_the_schedule_and_the_machine_count():
     assert paper.split(64, 1024).split.host == 0
     with pytest.raises(ConfigurationError, match="lets the host attend"):
         replace(paper, options=PlanOptions(policy=Policy.HOST)).split(64, 1024)
-
