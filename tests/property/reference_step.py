@@ -84,7 +84,7 @@ class ReferenceStep:
             store += work.rows * kv if share["resident"] < 1 else 0.0
             if share["host"] > 0 and self.tokens:
                 results = self.size * width + 4 * shape.num_heads * (head_dim + 2)
-                host += work.rows * results / min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+                alone += work.rows * results / min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
                 host += self.tokens * share["host"] * kv / profile.host_attend_rate
         link = (weights + cache) / profile.h2d_bytes_per_s
         found = {
@@ -120,8 +120,10 @@ class ReferenceStep:
             return alone_s
         if not profile.h2d_while_host_bytes_per_s:
             return alone_s + room_s * min(1.0, (total - cores * host_s / room_s) / link)
-        shared_link, shared_cores = profile.shared_rates
-        a, b = shared_link / link, shared_cores / cores
+        a = min(1.0, profile.h2d_while_host_bytes_per_s / link)
+        b = min(1.0, profile.host_while_h2d_bytes_per_s / cores)
+        if a + b < 1:
+            a, b = a / (a + b), b / (a + b)
         # Both are at work for as long as the cores can still make up for what they lose.
         both_s = min(room_s, host_s / b)
         if b < 1:
@@ -130,13 +132,13 @@ class ReferenceStep:
         return alone_s + max(room_s - both_s - cores_only_s + a * both_s, room_s - host_s)
 
     def gpu_bytes(self, split, streamed, weight_slots):
-        """Bytes on the device, beyond those of all weights."""
+        """Bytes on the device at this step, beyond those of all weights."""
         every = [self.size * self.weights(*widths) for _, widths in self.layers]
         spared = max(0, sum(every) - weight_slots * max(every))
         return split.get("resident", 0.0) * self.tokens * self.kv_bytes() - streamed * spared
 
     def host_bytes(self, split, streamed, end_paged):
-        """Bytes on the host at the end."""
+        """Bytes on the host at the end, if later tokens are all there."""
         every = sum(self.size * self.weights(*widths) for _, widths in self.layers)
         full = sum(not is_windowed for is_windowed, _ in self.layers)
         more_for_x = self.size * self.shape.d_model * full - self.kv_bytes()

@@ -75,13 +75,14 @@ class HostCache(Cache):
 
     Args:
         model: a `transformers` decoder-only model, on its device and in its dtype.
-        policy: ``auto``, ``resident``, ``stream``, ``kvpr`` or ``recompute``.
+        policy: ``auto``, ``resident``, ``stream``, ``kvpr``, ``recompute`` or ``host``.
         gpu_memory: device memory to keep within, such as ``"16GiB"`` or bytes; None: the device's.
         host_memory: host memory to keep within; None: what is free.
         profile: the machine: a profile, a published name, or a profile's file. None: this machine
             is measured when a decision needs it. On a CPU, a profile of an emulated link paces it.
         recompute_fraction: share of each prompt's tokens, 0 to 1, kept as X instead of the planned.
-        host_fraction: not available yet.
+        host_fraction: share of each prompt's tokens, 0 to 1, that the host's cores attend to,
+            instead of the planned; the others that are not kept as X are then streamed.
         reserve_tokens: new tokens of a row for which memory is taken at the first forward. More are
             possible; the pools then grow.
         poison: overwrite staging buffers once they have been read (tests).

@@ -17,6 +17,7 @@ from headrace.hf.machine import machine_profile
 from headrace.hf.shape import model_shape
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
+from headrace.plan.demands import PATHS
 from headrace.plan.geometry import choose_geometry
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.policies import Policy, Split, recompute_split, resident_split, stream_split
@@ -24,9 +25,6 @@ from headrace.plan.workload import Workload
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
 from headrace.units import format_bytes, parse_bytes
-
-_RUNTIME_PATHS: tuple[str, ...] = ("resident", "stream", "recompute")
-"""The paths that the runtime takes; the planner knows more."""
 
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
 
@@ -39,6 +37,7 @@ class CacheOptions:
     gpu_memory_bytes: int | None
     host_memory_bytes: int | None
     recompute_fraction: float | None
+    host_fraction: float | None
     profile: HardwareProfile | None
     poison: bool = False
 
@@ -54,20 +53,28 @@ class CacheOptions:
         poison: bool,
     ) -> CacheOptions:
         """Return the options, or raise ``ConfigurationError`` for one that is not allowed."""
-        names = [name.value for name in Policy if name is not Policy.HOST]
-        if policy not in names:
-            raise ConfigurationError(f"policy is {policy!r}; allowed are {', '.join(names)}")
-        if host_fraction:
-            raise ConfigurationError(
-                f"host_fraction is {host_fraction}; attention by the host's cores is not available "
-                "yet, so leave it out"
-            )
-        if recompute_fraction is not None and not 0.0 <= recompute_fraction <= 1.0:
-            raise ConfigurationError(
-                f"recompute_fraction is {recompute_fraction}; allowed are fractions from 0 to 1"
-            )
+        if policy not in list(Policy):
+            raise ConfigurationError(f"policy is {policy!r}; allowed are {', '.join(Policy)}")
         chosen = Policy(policy)
-        if recompute_fraction and chosen not in (*_REBUILDING, Policy.AUTO):
+        for setting, fraction in (
+            ("recompute_fraction", recompute_fraction),
+            ("host_fraction", host_fraction),
+        ):
+            if fraction is not None and not 0.0 <= fraction <= 1.0:
+                raise ConfigurationError(
+                    f"{setting} is {fraction}; allowed are fractions from 0 to 1"
+                )
+        if (recompute_fraction or 0.0) + (host_fraction or 0.0) > 1.0:
+            raise ConfigurationError(
+                f"recompute_fraction is {recompute_fraction} and host_fraction {host_fraction}; "
+                "together they may be at most 1, so lower one of them"
+            )
+        if host_fraction and chosen not in (Policy.AUTO, Policy.HOST, Policy.RECOMPUTE):
+            raise ConfigurationError(
+                f"host_fraction is {host_fraction}, but with policy {policy!r} the host does not "
+                "attend; use policy 'host', 'auto' or 'recompute', or leave host_fraction out"
+            )
+        if recompute_fraction and chosen not in (*_REBUILDING, Policy.AUTO, Policy.HOST):
             raise ConfigurationError(
                 f"recompute_fraction is {recompute_fraction}, but policy {policy!r} rebuilds "
                 "nothing; use policy 'recompute' or 'kvpr', or leave recompute_fraction out"
@@ -77,6 +84,7 @@ class CacheOptions:
             None if gpu_memory is None else parse_bytes(gpu_memory, setting="gpu_memory"),
             None if host_memory is None else parse_bytes(host_memory, setting="host_memory"),
             recompute_fraction,
+            host_fraction,
             resolve(profile) if isinstance(profile, str) else profile,
             poison,
         )
@@ -124,7 +132,7 @@ def plan_cache(
     shape = model_shape(model, attachment, dtype)
     policy, notes = options.policy, []
     reason = why_not_rebuilt(attachment)
-    paths = _RUNTIME_PATHS
+    paths: tuple[str, ...] = PATHS
     if reason is not None:
         paths = tuple(path for path in paths if path != "recompute")
         if policy in _REBUILDING or options.recompute_fraction:
@@ -132,14 +140,16 @@ def plan_cache(
             warnings.warn(notes[-1], stacklevel=2)
             policy = Policy.STREAM
         options = replace(options, recompute_fraction=None)
-    plan, profile, resident_pages = None, options.profile, None
+    plan, profile, resident_pages, host_share = None, options.profile, None, 0.0
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
         plan = _fitting_plan(shape, workload, profile, policy, options, paths)
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
-        resident_pages = plan.placement.resident_pages
+        resident_pages, host_share = plan.placement.resident_pages, plan.placement.host
     else:
         policy, split = _plain_split(policy, options)
+        on_host = split.stream + split.host
+        host_share = split.host / on_host if on_host else 0.0
         geometry = choose_geometry(
             shape, workload.rows, workload.mean_context, split, None, policy=policy
         )
@@ -155,6 +165,7 @@ def plan_cache(
             for layer, widths in _widths(attachment, windowed=True).items()
         },
         resident_pages=resident_pages,
+        host_share=host_share,
         host_memory_bytes=options.host_memory_bytes,
         poison=options.poison,
     )
@@ -163,6 +174,8 @@ def plan_cache(
 
 def _needs_profile(policy: Policy, options: CacheOptions) -> bool:
     """Return whether anything has to be predicted: else no machine need be measured."""
+    if options.host_fraction is not None:
+        return False
     if options.profile is not None or options.gpu_memory_bytes is not None:
         return True
     if policy is Policy.AUTO:
@@ -171,6 +184,11 @@ def _needs_profile(policy: Policy, options: CacheOptions) -> bool:
 
 
 def _plain_split(policy: Policy, options: CacheOptions) -> tuple[Policy, Split]:
+    """Return the split that the options give, without any planning."""
+    if options.host_fraction is not None or policy is Policy.HOST:
+        rebuilt = options.recompute_fraction or 0.0
+        host = 1.0 - rebuilt if options.host_fraction is None else options.host_fraction
+        return policy, Split(0.0, max(0.0, 1.0 - rebuilt - host), rebuilt, host)
     if options.recompute_fraction is not None and policy in (*_REBUILDING, Policy.AUTO):
         chosen = Policy.RECOMPUTE if policy is Policy.AUTO else policy
         return chosen, recompute_split(options.recompute_fraction)
@@ -195,7 +213,7 @@ def _fitting_plan(
         gpu_memory_bytes=options.gpu_memory_bytes,
         host_memory_bytes=options.host_memory_bytes,
         recompute_fraction=options.recompute_fraction,
-        paths=paths,
+        paths=_measured(paths, profile),
         stream_weights=False,
         prefill_rows=workload.rows,
     )
@@ -204,6 +222,13 @@ def _fitting_plan(
         limit = "" if math.isinf(budget) else f" (gpu_memory is {format_bytes(int(budget))})"
         raise MemoryBudgetError(f"the cache does not fit{limit}: {'; '.join(plan.reasons[:1])}")
     return plan
+
+
+def _measured(paths: tuple[str, ...], profile: HardwareProfile) -> tuple[str, ...]:
+    """Return the paths of which the profile says how fast they are."""
+    if profile.host_attend_bytes_per_s is None:
+        return tuple(path for path in paths if path != "host")
+    return paths
 
 
 def _widths(attachment: Attachment, windowed: bool) -> dict[int, LayerWidths]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from headrace.hardware.profile import HardwareProfile
@@ -119,17 +120,31 @@ class Decider:
     def at(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Decision:
         """Return the best decision for a cache that is cut in a given way."""
         paths = self.paths(policy)
-        decided = self._decided(policy, schedule, geometry, paths)
-        unused = "recompute" in paths and decided.placement.recompute == 0
-        if unused and (not decided.fits or decided.optimum.prices[GPU_MEMORY] > 0):
-            # The workspace for rebuilding is better used for tokens.
-            fewer = tuple(path for path in paths if path != "recompute")
+        best = self._decided(policy, schedule, geometry, paths)
+        for fewer in self._fewer(best, paths):
             other = self._decided(policy, schedule, geometry, fewer)
-            if other.lacking_bytes < decided.lacking_bytes or (
-                other.fits and other.optimum.step_s < decided.optimum.step_s
+            if other.lacking_bytes < best.lacking_bytes or (
+                other.fits and other.optimum.step_s < best.optimum.step_s
             ):
-                return other
-        return decided
+                best = other
+        return best
+
+    @staticmethod
+    def _fewer(decided: Decision, paths: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        """Yield fewer paths with which a decision may be better, or fit."""
+        binds = decided.optimum.prices[GPU_MEMORY] > 0
+        if (
+            "recompute" in paths
+            and decided.placement.recompute == 0
+            and (binds or not decided.fits)
+        ):
+            # The workspace for rebuilding is better used for tokens.
+            yield tuple(path for path in paths if path != "recompute")
+        if not decided.fits and "resident" in paths:
+            # Later tokens stay on the device only if all K/V do, which no linear program knows.
+            for kept in (("resident", "recompute"), ("resident",)):
+                if set(kept) < set(paths):
+                    yield kept
 
     def _decided(
         self, policy: Policy, schedule: Schedule, geometry: Geometry, paths: tuple[str, ...]
@@ -141,7 +156,7 @@ class Decider:
         """
         work = self.step_work(policy, schedule, geometry)
         limits = self.limits(policy, geometry, paths)
-        choice = self.choice(geometry, paths)
+        choice = self.choice(policy, geometry, paths)
         decided = None
         for rounding_bytes in (0, self.rounding_bytes(geometry)):
             spared = replace(limits, host_left=limits.host_left - rounding_bytes)
@@ -238,14 +253,21 @@ class Decider:
         token_bytes = x_bytes + 2 * cache_bytes_per_token(self.shape)
         return self.workload.rows * geometry.block_tokens * token_bytes
 
-    def choice(self, geometry: Geometry, paths: tuple[str, ...]) -> Choice:
+    def choice(self, policy: Policy, geometry: Geometry, paths: tuple[str, ...]) -> Choice:
         """Return what the program may choose from."""
         admitted, paged = self._pages(geometry)
         most = min(1.0, admitted / paged) if paged else 1.0
         fixed = {}
         if self.options.recompute_fraction is not None and "recompute" in paths:
             fixed["recompute"] = self.options.recompute_fraction * most
-        return Choice(paths, self.options.stream_weights, most, fixed, tied=True)
+        return Choice(
+            paths,
+            self.options.stream_weights,
+            most,
+            fixed,
+            tied=True,
+            all_later=policy is Policy.RESIDENT,
+        )
 
     def limits(self, policy: Policy, geometry: Geometry, paths: tuple[str, ...]) -> MemoryLimits:
         """Return what the program may place where."""
@@ -253,17 +275,15 @@ class Decider:
         items = gpu_items(self.shape, self.workload, nothing, geometry, 0.0, self.prefill_rows())
         if "recompute" in paths:
             items["rebuild_workspace"] = geometry.workspace_bytes(self.shape)
+        end = -(-self.workload.max_context // geometry.block_tokens) * geometry.block_tokens
         if policy is Policy.RESIDENT:
+            # Nothing is staged, and there are no pages to be rounded to.
             items = fixed_gpu_items(self.shape, self.workload, 0.0, self.prefill_rows())
-            # The program counts the tokens at mean context; those at the end must fit.
-            context = geometry.paged_tokens(self.workload.mean_context)
-            growth = self.workload.rows * (self.workload.max_context - context)
-            items["growth"] = growth * cache_bytes_per_token(self.shape)
-        block = geometry.block_tokens
+            end = self.workload.max_context
         return MemoryLimits(
             self.gpu_budget_bytes - sum(items.values()) - _ROUNDING_BYTES,
             self.host_budget_bytes - _ROUNDING_BYTES,
-            -(-self.workload.max_context // block) * block,
+            end,
         )
 
     def _pages(self, geometry: Geometry) -> tuple[int, int]:
@@ -285,12 +305,20 @@ class Decider:
             placement = replace(placement, recompute=self.options.recompute_fraction)
         decision = self._decision(policy, schedule, placement, geometry, optimum)
         over = sum(decision.gpu_items.values()) - self.gpu_budget_bytes
-        if over > 0 and placement.resident_pages:
-            page_bytes = geometry.block_tokens * cache_bytes_per_token(self.shape)
-            fewer = max(0, placement.resident_pages - math.ceil(over / page_bytes))
-            placement = replace(placement, resident_pages=fewer)
-            decision = self._decision(policy, schedule, placement, geometry, optimum)
-        return decision
+        page_bytes = geometry.block_tokens * cache_bytes_per_token(self.shape)
+        kept = placement.resident_pages
+        if kept is None or not page_bytes:
+            return decision
+        if over > 0:
+            kept = max(0, kept - math.ceil(over / page_bytes))
+        elif split.resident > 0 and split.stream == split.host == 0:
+            # All K/V are on the device now: later ones stay there too, while there is room.
+            end = rows * -(-self.workload.max_context // geometry.block_tokens)
+            kept = max(kept, min(end, kept + int(-over // page_bytes)))
+        if kept == placement.resident_pages:
+            return decision
+        placement = replace(placement, resident_pages=kept)
+        return self._decision(policy, schedule, placement, geometry, optimum)
 
     def _decision(
         self,

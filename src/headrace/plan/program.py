@@ -8,7 +8,8 @@
                 bytes on the host ≤ host budget
 
 The columns are shares from 0 to 1; with ``weights`` the share of the layers' weights that is
-streamed is one of them. Rows and columns have names, under which the solver knows them too.
+streamed is one of them, and so is the share of later tokens that will be on the device, for which
+there must be room at the end. Rows and columns have names, under which the solver knows them too.
 ``docs/planner.md`` goes through it line by line.
 """
 
@@ -34,6 +35,8 @@ from headrace.plan.weights import streamed_device_bytes
 STEP = "T"
 GPU_MEMORY = "gpu_memory"
 HOST_MEMORY = "host_memory"
+LATER = "later"
+"""The column that says which share of later tokens, beyond the step's, will be on the device."""
 
 _TIE_BREAK = 1e-6
 """Of several splits with the same T, take the one that keeps the resources less busy."""
@@ -42,6 +45,9 @@ _HOST_ROWS = (Resource.HOST.value, Resource.DRAM.value)
 
 _LACKING = 1e4
 """What it costs to lack as many bytes as the cache has, next to a T of about 1."""
+
+_LATER_COST = 1e-8
+"""Later tokens are put on the device only where the host has no room for them."""
 
 _NOTHING = 1e-9
 """Shares below are the solver's rounding."""
@@ -75,6 +81,7 @@ class Choice:
         most_recomputed: largest share of the cached tokens that may be kept as X.
         fixed: shares that are given, by path.
         tied: whether all layers have the same split, as the runtime needs it.
+        all_later: whether later tokens must all be on the device.
     """
 
     paths: tuple[str, ...] = PATHS
@@ -82,6 +89,7 @@ class Choice:
     most_recomputed: float = 1.0
     fixed: Mapping[str, float] = field(default_factory=dict)
     tied: bool = False
+    all_later: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ class Optimum:
         prices: by row, by how many seconds T would fall for each second (or, for the memory, each
             byte) by which the row were relaxed; rows with a price bind.
         elasticity: by rate, by which share T would fall for each share that the rate is higher.
+        later_resident: share of the tokens after this step that there is room for on the device, as
+            far as the host has none.
     """
 
     step_s: float
@@ -104,6 +114,7 @@ class Optimum:
     seconds: Mapping[Resource, float]
     prices: Mapping[str, float]
     elasticity: Mapping[Rate, float]
+    later_resident: float = 0.0
 
     def columns(self, groups: Sequence[LayerGroup]) -> dict[str, float]:
         """Return the program's columns, by name, for the model's groups of layers."""
@@ -229,6 +240,10 @@ def _add_columns(
             )
     most = 1.0 if choice.stream_weights else 0.0
     program.add_column(WEIGHTS, cost=tie_break(WEIGHTS), upper=most)
+    later = 1.0 if "resident" in choice.paths else 0.0
+    program.add_column(
+        LATER, cost=_LATER_COST, lower=later if choice.all_later else 0.0, upper=later
+    )
 
 
 def _add_memory(
@@ -238,12 +253,13 @@ def _add_memory(
     groups = work.shape.groups
     gpu: dict[str, float] = {WEIGHTS: float(streamed_device_bytes(work.shape))}
     host: dict[str, float] = {WEIGHTS: float(all_layers_weight_bytes(work.shape))}
-    at_end = 0.0
+    at_end = later = 0.0
     for group in groups:
         kv_bytes = kv_bytes_per_token(group.shape)
         saved_by_x = activation_bytes_per_token(group.shape) - kv_bytes
         tokens = work.paged_tokens * group.layers
         at_end += limits.end_paged * work.rows * group.layers * kv_bytes
+        later += max(0, limits.end_paged - work.paged) * work.rows * group.layers * kv_bytes
         for path in choice.paths:
             name = column(path, group, len(groups))
             if path == "resident":
@@ -251,6 +267,7 @@ def _add_memory(
                 host[name] = float(-tokens * kv_bytes)
             elif path == "recompute":
                 host[name] = float(tokens * saved_by_x)
+    gpu[LATER], host[LATER] = later, -later
     if limits.lacking:
         for row, needs in ((GPU_MEMORY, gpu), (HOST_MEMORY, host)):
             program.add_column(f"lacking {row}", cost=_LACKING)
@@ -280,7 +297,8 @@ def _optimum(work: StepWork, asked: Sequence[Demand], solution: Solution, unit_s
         for rate, part_s in demand.seconds_by_rate(values).items():
             share = prices[demand.row] * part_s / step_s if step_s else 0.0
             elasticity[rate] = elasticity.get(rate, 0.0) + share
-    return Optimum(step_s, splits, values[WEIGHTS], seconds, prices, elasticity)
+    later = _share(solution.values[LATER])
+    return Optimum(step_s, splits, values[WEIGHTS], seconds, prices, elasticity, later)
 
 
 def _share(value: float) -> float:
