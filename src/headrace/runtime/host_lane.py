@@ -20,15 +20,8 @@ from torch import Tensor
 
 from headrace.errors import HeadraceError
 from headrace.runtime.attention import Partial, Scoring
+from headrace.runtime.host_pages import HostPages
 from headrace.runtime.lanes import Backend, Event, Mailbox
-
-
-class HostEntries(Protocol):
-    """Which row sees which pages on the host; prepared once for a set of pages."""
-
-    @property
-    def tokens(self) -> int:
-        """Cached tokens, over all rows."""
 
 
 class HostKernel(Protocol):
@@ -38,7 +31,7 @@ class HostKernel(Protocol):
         self,
         layer: int,
         query: Tensor,
-        entries: HostEntries,
+        entries: HostPages,
         scoring: Scoring,
         result: Partial,
     ) -> None:
@@ -49,7 +42,7 @@ class HostKernel(Protocol):
 class _Job:
     number: int
     layer: int
-    entries: HostEntries
+    entries: HostPages
     scoring: Scoring
     query: Tensor
     result: Partial
@@ -106,7 +99,7 @@ class HostLane:
         self,
         layer: int,
         query: Tensor,
-        entries: HostEntries,
+        entries: HostPages,
         scoring: Scoring,
         stored: Event | None,
     ) -> HostEvent:

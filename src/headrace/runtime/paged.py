@@ -30,10 +30,12 @@ from headrace.runtime.attention import (
     ungroup_output,
 )
 from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
+from headrace.runtime.host_lane import HostLane
+from headrace.runtime.host_pages import HostPages, host_kernel
 from headrace.runtime.lanes import Backend, Event
 from headrace.runtime.layout import Layout
 from headrace.runtime.moves import StepIndex, index_moves
-from headrace.runtime.pages import PageKind, Row, StepMoves
+from headrace.runtime.pages import Page, PageKind, Row, StepMoves
 from headrace.runtime.programs import ProgramMaker
 from headrace.runtime.prompt import attend_prompt, row_spans
 from headrace.runtime.recorder import Recorder
@@ -115,6 +117,9 @@ class PagedCache:
         self._writer = Writer(
             backend, self._store, self._store_ring, widths, self._block, self._note_store
         )
+        self._host = None
+        if settings.host_share > 0:
+            self._host = HostLane(backend, host_kernel(self._store))
         self._conveyor = Conveyor(
             backend,
             self._store,
@@ -125,8 +130,14 @@ class PagedCache:
             self._writer.last_store,
             self.recorder,
             settings.workspace_bytes,
+            self._host,
         )
-        self._programs = ProgramMaker(settings, self._layout, backend.device)
+        self._programs = ProgramMaker(
+            settings,
+            self._layout,
+            backend.device,
+            None if self._host is None else self._host_entries,
+        )
         self._now: _Step | None = None
         self._grow(self._layout.pages_expected(prompt_len, new_tokens))
 
@@ -163,6 +174,9 @@ class PagedCache:
         """Return the program of a decode step over the cache as it is."""
         tails = sum(len(row.tail) for row in self._layout.rows)
         return self._programs.program(self.rows, 1, tails).program
+
+    def _host_entries(self, uses: Sequence[tuple[Page, int]], rows: Sequence[Row]) -> HostPages:
+        return HostPages.of(uses, rows, self._block)
 
     # A step
 
@@ -436,6 +450,8 @@ class PagedCache:
         The parts refer to each other. Left to the garbage collector, tens of gigabytes would be
         freed some time later, in the middle of somebody else's step.
         """
+        if self._host is not None:
+            self._host.close()
         vars(self).clear()
 
 
