@@ -38,6 +38,8 @@ WAYS: tuple[tuple[str, float | None], ...] = (
     ("kvpr", 0.37),
     ("recompute", 0.37),
     ("recompute", 1.0),
+    ("host", None),
+    ("host", 0.37),
 )
 EXACT_STEPS = 40
 
@@ -66,12 +68,12 @@ class Workload:
 WORKLOADS = {
     "opt-6.7b": Workload("opt-6.7b", None, 64, 1024),
     "opt-6.7b-24gib": Workload(
-        "opt-6.7b", None, 64, 1024, ("stream", "recompute", "auto"), "24GiB"
+        "opt-6.7b", None, 64, 1024, ("stream", "kvpr", "recompute", "host", "auto"), "24GiB"
     ),
-    "llama-3-8b-21gib": Workload("llama-3-8b", None, 16, 2048, ("stream", "auto"), "21GiB"),
+    "llama-3-8b-21gib": Workload("llama-3-8b", None, 16, 2048, ("stream", "host", "auto"), "21GiB"),
     "opt-6.7b-paper": Workload("opt-6.7b", None, 64, 128),
     "opt-30b-slice": Workload("opt-30b", 12, 64, 1024),
-    "llama-3-8b": Workload("llama-3-8b", None, 32, 2048, ("stream", "resident")),
+    "llama-3-8b": Workload("llama-3-8b", None, 32, 2048, ("stream", "host", "resident")),
 }
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -70,7 +70,7 @@ class ReferenceStep:
             new *= 1 + (window if is_windowed else work.context - work.paged)
             weights += streamed * work.passes * self.size * self.weights(heads, head_dim)
             fixed += dense + merge + new
-            alone += dense + merge * merged_last / work.rows + (new if is_windowed else 0.0)
+            alone += dense + (merge + new if is_windowed else merge * merged_last / work.rows)
             waiting += merge + new + (dense if is_windowed else 0.0)
             if is_windowed:
                 continue

@@ -145,7 +145,7 @@ LARGE = problems(
 
 @pytest.mark.parametrize("policy", NEAR)
 @given(problem=LARGE, schedule=st.sampled_from(Schedule))
-@settings(max_examples=40, **CHECKED)
+@settings(max_examples=150, **CHECKED)
 def test_large_steps_come_within_a_tenth_of_their_bound(policy, problem, schedule):
     options = replace(problem.options, policy=policy, schedule=schedule)
     planner = Planner(problem.shape, problem.workload, problem.profile, options)
@@ -158,7 +158,7 @@ def test_large_steps_come_within_a_tenth_of_their_bound(policy, problem, schedul
 
 
 @given(problem=LARGE)
-@settings(max_examples=40, **CHECKED)
+@settings(max_examples=60, **CHECKED)
 def test_the_paper_schedule_comes_near_its_own_bound(problem):
     """Its bound is that of its layers' turns, and the linear program's is no more than that."""
     plan = planned(problem, Policy.KVPR, Schedule.ROW)

@@ -147,7 +147,9 @@ class HostCache(Cache):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided differently from what was asked, and why."""
-        return () if self._planned is None else self._planned.notes
+        notes = () if self._planned is None else self._planned.notes
+        unavailable = "" if self._paged is None else self._paged.host_note
+        return (*notes, f"the host attends slowly: {unavailable}") if unavailable else notes
 
     @property
     def paged(self) -> PagedCache:

@@ -53,6 +53,9 @@ def machine_profile(
         extra_probes={
             "attend_bytes_per_s": lambda: model_probes.attend_rate(*cache),
             "attend_call_s": lambda: model_probes.attend_call_s(*cache),
+            "host_attend_bytes_per_s": lambda: model_probes.host_attend_rate(
+                shape, parameter.dtype
+            ),
             "load_call_s": lambda: model_probes.load_call_s(parameter.device, parameter.dtype),
             "dense_bytes_per_s": lambda: model_probes.dense_rate(model, shape),
             "rebuild_flops_per_s": lambda: model_probes.rebuild_rate(model, shape),

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,13 +23,16 @@ from headrace.model.cost import (
 )
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
-from headrace.runtime.attention import EntryTable, Scoring
+from headrace.runtime.attention import EntryTable, Partial, Scoring
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.runtime.granules import Granule
+from headrace.runtime.host_lane import host_kernel
+from headrace.runtime.host_pages import HostPages
 from headrace.runtime.lanes import Copy
 from headrace.runtime.layer_attention import attend_granule
-from headrace.runtime.pages import PageKind
+from headrace.runtime.pages import Page, PageKind, Row
+from headrace.runtime.store import LayerWidths, PageStore
 from headrace.timeline import Lane
 
 _PAGE_TOKENS = 64
@@ -39,6 +43,8 @@ _REBUILT_BYTES = 1 << 24
 _WORKSPACE_BYTES = 1 << 28
 _DENSE_ROWS = 8
 _LOADED_ELEMENTS = 64
+_HOST_BYTES = 1 << 28
+_HOST_ROWS = 8
 _REPEATS = 7
 
 
@@ -63,6 +69,35 @@ def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> 
 def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
     """Measure once how many seconds attending to a granule takes, however small it is."""
     return _median_s(_attending(shape, device, dtype, 2), device, _CALLS_IN_A_ROW)
+
+
+def host_attend_rate(shape: ModelShape, dtype: torch.dtype) -> float:
+    """Measure once at which rate the host's cores attend to keys and values where they lie.
+
+    Returns:
+        Bytes a second.
+    """
+    widths = LayerWidths(shape.num_kv_heads, shape.head_dim, shape.d_model)
+    store = PageStore(CpuBackend(), {0: widths}, dtype, _PAGE_TOKENS)
+    page_bytes = store.bytes_of(PageKind.KV)
+    pages = max(2 * _HOST_ROWS, _HOST_BYTES // page_bytes)
+    store.grow(PageKind.KV, pages)
+    for part in store.pages(PageKind.KV, 0, 0, pages):
+        part.copy_(torch.randn(part.shape[1:]))
+    held = [Page(PageKind.KV, number, np.arange(_PAGE_TOKENS)) for number in range(pages)]
+    rows = [Row() for _ in range(_HOST_ROWS)]
+    uses = [(page, number * _HOST_ROWS // pages) for number, page in enumerate(held)]
+    entries = HostPages.of(uses, rows, _PAGE_TOKENS)
+    group = shape.num_heads // shape.num_kv_heads
+    sizes = (_HOST_ROWS, shape.num_kv_heads, group)
+    query = torch.randn((*sizes, shape.head_dim)).to(dtype)
+    result = Partial(torch.empty((*sizes, shape.head_dim)), torch.empty(sizes), torch.empty(sizes))
+    kernel, _ = host_kernel(store)
+    scoring = Scoring(shape.head_dim**-0.5)
+    seconds = _median_s(
+        lambda: kernel.attend(0, query, entries, scoring, result), torch.device("cpu")
+    )
+    return pages * page_bytes / seconds
 
 
 def load_call_s(device: torch.device, dtype: torch.dtype) -> float:

@@ -63,7 +63,8 @@ class DeviceTime:
         """
         yield from self.dense()
         yield from self.new_tokens(windowed=True)
-        yield from self.merges(self._work.rows_merged_last)
+        yield from self.merges(self._work.rows, windowed=True)
+        yield from self.merges(self._work.rows_merged_last, windowed=False)
 
     def unhidden(self) -> Iterator[Term]:
         """Yield the work during which the paper's schedule brings nothing: U seconds.
@@ -108,9 +109,9 @@ class DeviceTime:
             tokens = group.layers * work.rows * (1 + on_device)
             yield self._attend("", tokens, group.shape)
 
-    def merges(self, rows: float) -> Iterator[Term]:
-        """Yield the merges of so many rows in all layers."""
-        for group in self._groups(None):
+    def merges(self, rows: float, *, windowed: bool | None = None) -> Iterator[Term]:
+        """Yield the merges of so many rows: in windowed layers, others, or all."""
+        for group in self._groups(windowed):
             width = group.shape.num_heads * group.shape.head_dim
             size_bytes = group.layers * 2 * PARTIAL_BYTES * rows * width
             yield Term("", Rate.DEVICE_MEMORY, size_bytes / self._profile.device_bytes_per_s)

@@ -210,7 +210,8 @@ def staging_choices(
         pace: what the machine asks for.
     """
     cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads)
-    for part in _GRANULE_PARTS:
+    # The paper's schedule attends to K/V after all rebuilding: smaller granules fill its ring.
+    for part in _GRANULE_PARTS if policy is not Policy.KVPR else _GRANULE_PARTS[:1]:
         size_bytes = max(cut.usual_bytes / part, min(SMALLEST_GRANULE_BYTES, cut.usual_bytes))
         ahead = math.ceil(pace.ahead_bytes / cut.of(size_bytes, FEWEST_RING_SLOTS).granule_bytes)
         # One slot is read, one is filled, and rebuilding is to be bridged as well.

@@ -166,11 +166,14 @@ class StepEstimate:
         profile = self._profile
         streams, rebuilds, rebuild_s, read_s = self._granules(geometry)
         copies_s = (streams + rebuilds) * profile.copy_latency_s
-        if self._work.serial:
-            return self._optimum.step_s + copies_s
         # A slot holds what was loaded into it, which for X may be less than fits.
         cache_s = sum(self._group_s(group, self._loads) for group in self._groups)
         slot_s = cache_s / max(1.0, streams + rebuilds)
+        if self._work.serial:
+            # What the ring does not hold of a layer is loaded when all rebuilding is done.
+            turns = self._layers * self._work.passes
+            beyond = max(0.0, streams + rebuilds - turns * geometry.ring_slots)
+            return self._optimum.step_s + copies_s + beyond * slot_s
         ahead_s = (geometry.ring_slots - 1) * slot_s
         if not cache_s:
             # Weights alone: they have slots of their own.

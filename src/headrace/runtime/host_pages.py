@@ -116,8 +116,3 @@ class TorchHostKernel:
         result.output.copy_(merged.output)
         result.maximum.copy_(merged.maximum)
         result.total.copy_(merged.total)
-
-
-def host_kernel(store: PageStore) -> TorchHostKernel:
-    """Return what attends to the pages of a store."""
-    return TorchHostKernel(store)

@@ -30,8 +30,8 @@ from headrace.runtime.attention import (
     ungroup_output,
 )
 from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
-from headrace.runtime.host_lane import HostLane
-from headrace.runtime.host_pages import HostPages, host_kernel
+from headrace.runtime.host_lane import HostLane, host_kernel
+from headrace.runtime.host_pages import HostPages
 from headrace.runtime.lanes import Backend, Event
 from headrace.runtime.layout import Layout
 from headrace.runtime.moves import StepIndex, index_moves
@@ -117,9 +117,12 @@ class PagedCache:
         self._writer = Writer(
             backend, self._store, self._store_ring, widths, self._block, self._note_store
         )
-        self._host = None
+        self._host: HostLane | None = None
+        self.host_note = ""
+        """Why the host attends without the native kernel, if it does."""
         if settings.host_share > 0:
-            self._host = HostLane(backend, host_kernel(self._store))
+            kernel, self.host_note = host_kernel(self._store)
+            self._host = HostLane(backend, kernel)
         self._conveyor = Conveyor(
             backend,
             self._store,

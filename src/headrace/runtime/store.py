@@ -77,11 +77,15 @@ class PageStore:
         self._backend = backend
         self._widths = dict(widths)
         self._dtype = dtype
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
         self._extents: dict[PageKind, list[Extent]] = {kind: [] for kind in PageKind}
         self.positions = torch.zeros((0, block_tokens), dtype=torch.int64, device=backend.device)
         """Position of each token of each page of X, ``[P, T]``, on the device."""
         self.growths = 0
+
+    def extents(self, kind: PageKind) -> Sequence[Extent]:
+        """Return the extents of a pool, by page number."""
+        return tuple(self._extents[kind])
 
     def capacity(self, kind: PageKind) -> int:
         """Return the pages of a pool."""
@@ -100,15 +104,15 @@ class PageStore:
         self.growths += 1
         if kind is PageKind.ACTIVATIONS:
             added = torch.zeros(
-                (pages, self._block_tokens), dtype=torch.int64, device=self._backend.device
+                (pages, self.block_tokens), dtype=torch.int64, device=self._backend.device
             )
             self.positions = torch.cat([self.positions, added])
 
     def _shapes(self, kind: PageKind, layer: int) -> tuple[tuple[int, ...], ...]:
         widths = self._widths[layer]
         if kind is PageKind.ACTIVATIONS:
-            return ((self._block_tokens, widths.d_model),)
-        return ((widths.num_kv_heads, self._block_tokens, widths.head_dim),) * 2
+            return ((self.block_tokens, widths.d_model),)
+        return ((widths.num_kv_heads, self.block_tokens, widths.head_dim),) * 2
 
     def _buffer(self, kind: PageKind, shape: Sequence[int]) -> Tensor:
         if kind is PageKind.RESIDENT:
@@ -118,7 +122,7 @@ class PageStore:
     def bytes_of(self, kind: PageKind, pages: int = 1) -> int:
         """Return the bytes of pages of a kind over all layers."""
         elements = sum(
-            widths.page_elements(kind, self._block_tokens) for widths in self._widths.values()
+            widths.page_elements(kind, self.block_tokens) for widths in self._widths.values()
         )
         return pages * elements * self._dtype.itemsize
 

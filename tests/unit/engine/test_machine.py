@@ -17,6 +17,7 @@ from headrace.hf.model_probes import (
     attend_call_s,
     attend_rate,
     dense_rate,
+    host_attend_rate,
     load_call_s,
     rebuild_call_s,
     rebuild_rate,
@@ -26,6 +27,7 @@ FIGURES = (
     "attend_bytes_per_s",
     "attend_call_s",
     "dense_bytes_per_s",
+    "host_attend_bytes_per_s",
     "load_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",
@@ -37,6 +39,7 @@ def small(monkeypatch):
     """Small probes: no figure is judged here."""
     monkeypatch.setattr(model_probes, "_GRANULE_BYTES", 1 << 20)
     monkeypatch.setattr(model_probes, "_REBUILT_BYTES", 1 << 20)
+    monkeypatch.setattr(model_probes, "_HOST_BYTES", 1 << 20)
     monkeypatch.setattr(model_probes, "_REPEATS", 2)
 
 
@@ -68,6 +71,7 @@ def test_rates_of_the_demo_are_positive(demo, small):
         attend_rate(*cache),
         attend_call_s(*cache),
         load_call_s(*cache[1:]),
+        host_attend_rate(shape, torch.float32),
         rebuild_call_s(demo.model, shape),
         rebuild_rate(demo.model, shape),
         dense_rate(demo.model, shape),

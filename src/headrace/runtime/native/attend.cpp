@@ -1,0 +1,379 @@
+// Divides a call into items, has the pool attend to them, and merges what belongs together.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "headrace_attention.h"
+#include "pool.h"
+#include "stream.h"
+#include "variants.h"
+
+#ifndef HEADRACE_SOURCE_HASH
+#define HEADRACE_SOURCE_HASH ""
+#endif
+
+namespace headrace {
+namespace {
+
+// Tokens of an item. Few items a thread leave cores idle at the end; short items repeat what an
+// item costs besides its tokens. What is short enough for balance may be short beyond need.
+constexpr int64_t kItemsPerThread = 32;
+constexpr int64_t kUsualItem = 512;
+constexpr int64_t kFewItemsPerThread = 2;
+constexpr int64_t kShortestItem = 2 * kBlock;
+
+constexpr int64_t kReadPiece = 1 << 20;
+constexpr int64_t kAlignment = 64;
+
+constexpr int64_t kElementBytes[] = {4, 2, 2};  // by headrace_dtype
+
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
+
+// Memory that only grows.
+class Buffer {
+ public:
+  char* fit(int64_t bytes) {
+    if (bytes > bytes_) {
+      const int64_t larger = rounded_up(std::max(bytes, 2 * bytes_), kAlignment);
+      memory_.reset();
+      bytes_ = 0;
+      memory_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, larger)));
+      if (!memory_) throw std::bad_alloc();
+      bytes_ = larger;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace
+
+// Where the partial results of one row and head are.
+struct Parts {
+  int64_t first_slot;
+  int64_t count;
+  std::atomic<int64_t> missing;
+};
+
+}  // namespace headrace
+
+using namespace headrace;
+
+struct headrace_pool {
+  headrace_pool(int threads, const Variant& chosen)
+      : variant(chosen), pool(threads), scratch(static_cast<size_t>(threads)) {}
+
+  const Variant& variant;
+  Pool pool;
+  std::mutex turn;
+  std::vector<Buffer> scratch;  // by thread
+  Buffer slots;
+  Buffer zeros;
+  std::vector<Item> items;
+  std::unique_ptr<Parts[]> parts;  // by row and head
+  int64_t parts_size = 0;
+};
+
+namespace headrace {
+namespace {
+
+// One call, from its division to its merge.
+class Attention {
+ public:
+  Attention(headrace_pool& pool, const headrace_call& call)
+      : pool_(pool),
+        call_(call),
+        kernel_(pool.variant.kernels[call.dtype]),
+        slot_floats_(call.grouped * (call.width + 2)) {
+    job_.call = &call;
+    job_.shape = {call.grouped, call.width, call.width * kElementBytes[call.dtype], call.scale,
+                  call.softcap};
+  }
+
+  void run() {
+    divide();
+    prepare_buffers();
+    if (pool_.items.empty()) return;
+    pool_.pool.run([](void* self, int thread) { static_cast<Attention*>(self)->work(thread); },
+                   this, job_.item_count);
+  }
+
+ private:
+  int64_t tokens_of(int64_t row) const {
+    return call_.entry_token[call_.row_entry[row + 1]] - call_.entry_token[call_.row_entry[row]];
+  }
+
+  // Tokens of an item: the same for all rows, so that rows which share pages share items' bounds.
+  int64_t item_tokens() const {
+    const int64_t* token = call_.entry_token;
+    const int64_t all =
+        (token[call_.row_entry[call_.rows]] - token[call_.row_entry[0]]) * call_.heads;
+    const int64_t threads = pool_.pool.threads();
+    int64_t tokens = all / (threads * kItemsPerThread);
+    if (tokens < kUsualItem) {
+      tokens = std::min(kUsualItem, std::max(kShortestItem, all / (threads * kFewItemsPerThread)));
+    }
+    return rounded_up(tokens, kBlock);
+  }
+
+  // Lists the items. Those of the same tokens and head come together over all rows, so that a page
+  // that several rows share is likely still in a cache when the next one reads it.
+  void divide() {
+    const int64_t tokens = item_tokens();
+    fit_parts();
+    int64_t slots = 0, most = 0;
+    for (int64_t row = 0; row < call_.rows; ++row) {
+      const int64_t count = divided_up(tokens_of(row), tokens);
+      most = std::max(most, count);
+      for (int64_t head = 0; head < call_.heads; ++head) {
+        Parts& parts = pool_.parts[row * call_.heads + head];
+        parts.first_slot = slots;
+        parts.count = count;
+        parts.missing = count;
+        if (count > 1) slots += count;
+        if (count == 0) clear(row * call_.heads + head);
+      }
+    }
+    slots_ = slots;
+    pool_.items.clear();
+    for (int64_t piece = 0; piece < most; ++piece) {
+      for (int64_t head = 0; head < call_.heads; ++head) {
+        for (int64_t row = 0; row < call_.rows; ++row) add_item(row, head, piece, tokens);
+      }
+    }
+    job_.items = pool_.items.data();
+    job_.item_count = static_cast<int64_t>(pool_.items.size());
+  }
+
+  void add_item(int64_t row, int64_t head, int64_t piece, int64_t tokens) {
+    const Parts& parts = pool_.parts[row * call_.heads + head];
+    if (piece >= parts.count) return;
+    const int64_t first = piece * tokens;
+    pool_.items.push_back({row, head, first, std::min(tokens, tokens_of(row) - first),
+                           parts.count > 1 ? parts.first_slot + piece : -1});
+  }
+
+  void fit_parts() {
+    const int64_t needed = call_.rows * call_.heads;
+    if (needed > pool_.parts_size) {
+      pool_.parts_size = 0;
+      pool_.parts.reset(new Parts[static_cast<size_t>(needed)]);
+      pool_.parts_size = needed;
+    }
+  }
+
+  void prepare_buffers() {
+    pool_.slots.fit(slots_ * slot_floats_ * 4);
+    char* zeros = pool_.zeros.fit(job_.shape.row_bytes);
+    std::memset(zeros, 0, static_cast<size_t>(job_.shape.row_bytes));
+    job_.zeros = zeros;
+    for (Buffer& buffer : pool_.scratch) buffer.fit(scratch_bytes());
+  }
+
+  int64_t padded_row_bytes() const { return rounded_up(call_.width, 32) * 4; }
+  int64_t padded_queries_bytes() const { return rounded_up(call_.grouped, 16) * 4; }
+  int64_t scratch_bytes() const {
+    return 2 * call_.grouped * padded_row_bytes() + padded_queries_bytes() * (kBlock + 3);
+  }
+
+  Scratch scratch_of(int thread) {
+    char* place = pool_.scratch[static_cast<size_t>(thread)].fit(scratch_bytes());
+    auto take = [&place](int64_t bytes) {
+      char* taken = place;
+      place += bytes;
+      return reinterpret_cast<float*>(taken);
+    };
+    Scratch scratch;
+    scratch.query = take(call_.grouped * padded_row_bytes());
+    scratch.sums = take(call_.grouped * padded_row_bytes());
+    scratch.scores = take(padded_queries_bytes() * kBlock);
+    scratch.maximum = take(padded_queries_bytes());
+    scratch.total = take(padded_queries_bytes());
+    scratch.factor = take(padded_queries_bytes());
+    return scratch;
+  }
+
+  void work(int thread) {
+    const Scratch scratch = scratch_of(thread);
+    BlockStream stream(job_);
+    TokenBlock blocks[2];
+    int now = 0;
+    bool more = stream.next(blocks[now]);
+    while (more) {
+      const TokenBlock& block = blocks[now];
+      now = 1 - now;
+      more = stream.next(blocks[now]);
+      kernel_.attend(job_.shape, scratch, block, more ? &blocks[now] : nullptr);
+      if (block.last) finish(scratch, *block.item);
+    }
+  }
+
+  // Where one row and head's result goes.
+  struct Result {
+    float* output;
+    float* maximum;
+    float* total;
+  };
+
+  Result result_at(int64_t row_head) const {
+    const int64_t query = row_head * call_.grouped;
+    return {call_.output + query * call_.width, call_.maximum + query, call_.total + query};
+  }
+
+  Result slot_at(int64_t slot) {
+    float* place = reinterpret_cast<float*>(pool_.slots.fit(0)) + slot * slot_floats_;
+    float* maximum = place + call_.grouped * call_.width;
+    return {place, maximum, maximum + call_.grouped};
+  }
+
+  void clear(int64_t row_head) const {
+    const Result result = result_at(row_head);
+    std::fill_n(result.output, call_.grouped * call_.width, 0.0f);
+    std::fill_n(result.maximum, call_.grouped, -INFINITY);
+    std::fill_n(result.total, call_.grouped, 0.0f);
+  }
+
+  void finish(const Scratch& scratch, const Item& item) {
+    const int64_t row_head = item.row * call_.heads + item.head;
+    const Result to = item.slot < 0 ? result_at(row_head) : slot_at(item.slot);
+    kernel_.finish(job_.shape, scratch, to.output, to.maximum, to.total);
+    Parts& parts = pool_.parts[row_head];
+    // Whoever finishes the last part merges them all, in their order: whatever the threads do, the
+    // result is the same.
+    if (item.slot >= 0 && parts.missing.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      merge(parts, result_at(row_head));
+    }
+  }
+
+  void merge(const Parts& parts, const Result& to) {
+    for (int64_t query = 0; query < call_.grouped; ++query) {
+      float maximum = -INFINITY;
+      for (int64_t part = 0; part < parts.count; ++part) {
+        maximum = std::max(maximum, slot_at(parts.first_slot + part).maximum[query]);
+      }
+      const float finite = maximum == -INFINITY ? 0.0f : maximum;
+      float* output = to.output + query * call_.width;
+      std::fill_n(output, call_.width, 0.0f);
+      float total = 0.0f;
+      for (int64_t part = 0; part < parts.count; ++part) {
+        const Result from = slot_at(parts.first_slot + part);
+        const float factor = std::exp(from.maximum[query] - finite);
+        const float* sums = from.output + query * call_.width;
+        for (int64_t i = 0; i < call_.width; ++i) output[i] += factor * sums[i];
+        total += factor * from.total[query];
+      }
+      to.maximum[query] = maximum;
+      to.total[query] = total;
+    }
+  }
+
+  headrace_pool& pool_;
+  const headrace_call& call_;
+  const Kernel& kernel_;
+  const int64_t slot_floats_;
+  int64_t slots_ = 0;
+  Job job_;
+};
+
+bool is_allowed(const headrace_call& call) {
+  return call.dtype >= HEADRACE_FLOAT32 && call.dtype <= HEADRACE_BFLOAT16 && call.rows >= 0 &&
+         call.heads >= 1 && call.grouped >= 1 && call.width >= 1 && call.page_tokens >= 1 &&
+         call.extents >= 0;
+}
+
+// A read of memory from end to end, in pieces that the threads claim.
+struct Read {
+  uint64_t (*sum)(const char* data, size_t bytes);
+  const char* data;
+  int64_t bytes;
+  std::atomic<int64_t> next{0};
+  std::atomic<uint64_t> total{0};
+
+  void work() {
+    uint64_t mine = 0;
+    while (true) {
+      const int64_t at = next.fetch_add(kReadPiece, std::memory_order_relaxed);
+      if (at >= bytes) break;
+      mine += sum(data + at, static_cast<size_t>(std::min(kReadPiece, bytes - at)));
+    }
+    total += mine;
+  }
+};
+
+std::string names_of_variants() {
+  std::string names;
+  for (auto variant = all_variants(); *variant; ++variant) {
+    if (!(*variant)->runs()) continue;
+    if (!names.empty()) names += ",";
+    names += (*variant)->name;
+  }
+  return names;
+}
+
+}  // namespace
+}  // namespace headrace
+
+extern "C" {
+
+int headrace_abi(void) { return HEADRACE_NATIVE_ABI; }
+
+const char* headrace_source_hash(void) { return HEADRACE_SOURCE_HASH; }
+
+const char* headrace_variants(void) {
+  static const std::string names = names_of_variants();
+  return names.c_str();
+}
+
+headrace_pool* headrace_pool_create(int threads, const char* variant) {
+  const Variant* chosen = find_variant(variant);
+  if (!chosen || threads < 1) return nullptr;
+  try {
+    return new headrace_pool(threads, *chosen);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void headrace_pool_destroy(headrace_pool* pool) {
+  // Another process's threads cannot be ended here; the memory goes with this process.
+  if (pool && !pool->pool.is_forked()) delete pool;
+}
+
+int headrace_attend(headrace_pool* pool, const headrace_call* call) {
+  if (!pool || !call || !is_allowed(*call)) return HEADRACE_BAD_CALL;
+  try {
+    std::lock_guard<std::mutex> turn(pool->turn);
+    Attention(*pool, *call).run();
+    return HEADRACE_OK;
+  } catch (const std::bad_alloc&) {
+    return HEADRACE_NO_MEMORY;
+  }
+}
+
+uint64_t headrace_stream_read(headrace_pool* pool, const void* data, int64_t bytes) {
+  std::lock_guard<std::mutex> turn(pool->turn);
+  Read read;
+  read.sum = pool->variant.sum;
+  read.data = static_cast<const char*>(data);
+  read.bytes = bytes;
+  pool->pool.run([](void* self, int) { static_cast<Read*>(self)->work(); }, &read,
+                 divided_up(bytes, kReadPiece));
+  return read.total;
+}
+
+}  // extern "C"

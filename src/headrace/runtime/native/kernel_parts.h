@@ -1,0 +1,187 @@
+// The parts that kernels of every kind of vector share: see kernel.h for what V and its names are.
+
+#ifndef HEADRACE_KERNEL_PARTS_H
+#define HEADRACE_KERNEL_PARTS_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "blocks.h"
+#include "elements.h"
+
+// Loops over registers must be unrolled whole, or the registers become memory.
+#if defined(__clang__)
+#define HEADRACE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define HEADRACE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#define HEADRACE_INLINE inline __attribute__((always_inline))
+
+namespace headrace {
+namespace {
+
+constexpr int kLineBytes = 64;
+constexpr int kPageBytes = 4096;  // of virtual memory, the smallest
+constexpr int kReadAhead = 8192;      // bytes that a plain read of memory prefetches ahead
+constexpr int kTokensPerAdvance = 8;  // of values that are mixed between two prefetches
+
+// Prefetches a block's keys, or values, some lines at a time, so that memory is busy while the
+// kernel computes.
+class Ahead {
+ public:
+  // Spreads the lines evenly over a number of calls of advance. No block: nothing to do.
+  Ahead(const TokenBlock* block, const char* Run::*start, int64_t row_bytes, int64_t calls)
+      : block_(block), start_(start), row_bytes_(row_bytes) {
+    if (!block || block->count == 0) return;
+    left_ = (block->count * row_bytes + kLineBytes - 1) / kLineBytes;
+    per_call_ = (left_ + calls - 1) / calls;
+    touch_pages();
+    open_run();
+  }
+
+  HEADRACE_INLINE void advance() {
+    for (int64_t end = left_ > per_call_ ? left_ - per_call_ : 0; left_ > end; --left_) {
+      // Into the second cache: what waits for the first one's few places holds up the kernel.
+      __builtin_prefetch(line_, 0, 2);
+      line_ += kLineBytes;
+      if (line_ >= end_ && ++run_ < block_->run_count) open_run();
+    }
+  }
+
+ private:
+  // The addresses of many pages are looked up together; one by one, each would hold up the kernel.
+  void touch_pages() const {
+    for (int run = 0; run < block_->run_count; ++run) {
+      const char* start = block_->runs[run].*start_;
+      const char* end = start + block_->runs[run].count * row_bytes_;
+      for (; start < end; start += kPageBytes) __builtin_prefetch(start, 0, 2);
+    }
+  }
+
+  void open_run() {
+    line_ = block_->runs[run_].*start_;
+    end_ = line_ + block_->runs[run_].count * row_bytes_;
+  }
+
+  const TokenBlock* block_;
+  const char* Run::*start_;
+  int64_t row_bytes_;
+  int64_t left_ = 0;
+  int64_t per_call_ = 0;
+  int run_ = 0;
+  const char* line_ = nullptr;
+  const char* end_ = nullptr;
+};
+
+// exp(x) for x below about 0, within about one unit in the last place; 0 below the smallest normal number.
+// Range reduction and polynomial are those of Cephes' expf.
+template <class V>
+HEADRACE_INLINE typename V::Vec exp_of(typename V::Vec x) {
+  x = V::max(V::set(V::kLeastExponent), x);  // in this order NaN stays
+  auto n = V::round(V::mul(x, V::set(1.44269504088896341f)));
+  auto r = V::fma(n, V::set(-0.693359375f), x);
+  r = V::fma(n, V::set(2.12194440e-4f), r);
+  auto p = V::set(1.9875691500e-4f);
+  p = V::fma(p, r, V::set(1.3981999507e-3f));
+  p = V::fma(p, r, V::set(8.3334519073e-3f));
+  p = V::fma(p, r, V::set(4.1665795894e-2f));
+  p = V::fma(p, r, V::set(1.6666665459e-1f));
+  p = V::fma(p, r, V::set(5.0000001201e-1f));
+  p = V::fma(p, V::mul(r, r), V::add(r, V::set(1.0f)));
+  return V::times_power_of_two(p, n);
+}
+
+// tanh(x) as a quotient of polynomials, within a few units in the last place (the one of Eigen).
+template <class V>
+HEADRACE_INLINE typename V::Vec tanh_of(typename V::Vec x) {
+  const float limit = 7.90531110763549805f;
+  x = V::min(V::set(limit), V::max(V::set(-limit), x));
+  auto s = V::mul(x, x);
+  auto p = V::set(-2.76076847742355e-16f);
+  p = V::fma(p, s, V::set(2.00018790482477e-13f));
+  p = V::fma(p, s, V::set(-8.60467152213735e-11f));
+  p = V::fma(p, s, V::set(5.12229709037114e-08f));
+  p = V::fma(p, s, V::set(1.48572235717979e-05f));
+  p = V::fma(p, s, V::set(6.37261928875436e-04f));
+  p = V::fma(p, s, V::set(4.89352455891786e-03f));
+  p = V::mul(p, x);
+  auto q = V::set(1.19825839466702e-06f);
+  q = V::fma(q, s, V::set(1.18534705686654e-04f));
+  q = V::fma(q, s, V::set(2.26843463243900e-03f));
+  q = V::fma(q, s, V::set(4.89352518554385e-03f));
+  return V::div(p, q);
+}
+
+// How queries meet keys: in float.
+template <class V, class T>
+struct FloatScores {
+  using Element = T;
+  using Query = float;
+  using Part = typename V::Pair;
+  static constexpr int kStep = 2 * V::kLanes;
+
+  static HEADRACE_INLINE Part key(const T* p) { return V::load(p); }
+  static HEADRACE_INLINE Part key(const T* p, int n) { return V::load(p, n); }
+  static HEADRACE_INLINE Part query(const float* p) {
+    return {V::load_vec(p), V::load_vec(p + V::kLanes)};
+  }
+  static HEADRACE_INLINE typename V::Vec add(typename V::Vec sum, Part q, Part k) {
+    return V::fma(q.second, k.second, V::fma(q.first, k.first, sum));
+  }
+
+  // Writes a query in the order of the keys' Pairs, with zeros up to a whole number of steps.
+  static void prepare(const T* from, int64_t width, float* to) {
+    for (int64_t at = 0; at < width; at += kStep) {
+      const int64_t left = width - at;
+      const Part part = left < kStep ? key(from + at, static_cast<int>(left)) : key(from + at);
+      V::store_vec(to + at, part.first);
+      V::store_vec(to + at + V::kLanes, part.second);
+    }
+  }
+};
+
+// How weights meet values: in float.
+template <class V, class T>
+struct FloatValues {
+  using Part = typename V::Pair;
+  using Weight = typename V::Vec;
+  static constexpr int kStep = 2 * V::kLanes;
+  static constexpr int kTokens = 1;  // that one weight, and one part, stand for
+
+  // Turns products into weights exp(scale * product - maximum), in place; returns their sum.
+  static HEADRACE_INLINE float weigh(float* row, int vectors, float scale, float maximum) {
+    auto sum = V::zero();
+    const auto by = V::set(scale), less = V::set(-maximum);
+    for (int i = 0; i < vectors; ++i) {
+      float* place = row + i * V::kLanes;
+      const auto weight = exp_of<V>(V::fma(V::load_vec(place), by, less));
+      V::store_vec(place, weight);
+      sum = V::add(sum, weight);
+    }
+    return V::sum(sum);
+  }
+
+  static HEADRACE_INLINE Part value(const char* const* rows, int64_t at) {
+    return V::load(reinterpret_cast<const T*>(rows[0]) + at);
+  }
+  static HEADRACE_INLINE Part value(const char* const* rows, int64_t at, int n) {
+    return V::load(reinterpret_cast<const T*>(rows[0]) + at, n);
+  }
+  static HEADRACE_INLINE Weight weight(const float* row, int token) { return V::set(row[token]); }
+  static HEADRACE_INLINE void add(typename V::Pair& sum, Weight weight, const Part& part) {
+    sum.first = V::fma(weight, part.first, sum.first);
+    sum.second = V::fma(weight, part.second, sum.second);
+  }
+  // Writes sums in the order of memory.
+  static HEADRACE_INLINE void natural(const float* sum, float* out) {
+    V::natural(static_cast<const T*>(nullptr), sum, out);
+  }
+};
+
+}  // namespace
+}  // namespace headrace
+
+#endif

@@ -1,0 +1,121 @@
+#include "pool.h"
+
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace headrace {
+
+namespace {
+
+// How often a thread looks for a call before it sleeps: some 20 microseconds, about what waking it
+// costs.
+constexpr int kLooksForCall = 600;
+
+// How often a caller looks whether the others are done. They are at their last items.
+constexpr int kLooksForEnd = 4000;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#endif
+}
+
+template <class Condition>
+bool holds_soon(int looks, Condition condition) {
+  for (int look = 0; look < looks; ++look) {
+    if (condition()) return true;
+    pause();
+  }
+  return condition();
+}
+
+}  // namespace
+
+Pool::Pool(int threads) : threads_(threads), process_(getpid()) {
+  try {
+    for (int thread = 1; thread < threads; ++thread) {
+      workers_.emplace_back([this, thread] { serve(thread); });
+    }
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+Pool::~Pool() { stop(); }
+
+bool Pool::is_forked() const { return getpid() != process_; }
+
+void Pool::stop() {
+  ends_ = true;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+  }
+  called_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Pool::run(void (*work)(void*, int), void* context, int64_t most) {
+  work_ = work;
+  context_ = context;
+  open_ = true;
+  if (most > 1 && threads_ > 1) wake(most - 1);
+  work(context, 0);
+  open_ = false;
+  await_all_left();
+}
+
+void Pool::wake(int64_t most) {
+  ++calls_;
+  const int sleepers = sleepers_;
+  if (sleepers == 0) return;
+  {
+    // Whoever has seen no call yet is asleep when the lock is had, or has not looked yet.
+    std::lock_guard<std::mutex> lock(mutex_);
+  }
+  if (most >= sleepers) {
+    called_.notify_all();
+  } else {
+    for (int64_t i = 0; i < most; ++i) called_.notify_one();
+  }
+}
+
+void Pool::await_all_left() {
+  auto all_left = [this] { return inside_ == 0; };
+  if (holds_soon(kLooksForEnd, all_left)) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  left_.wait(lock, all_left);
+}
+
+void Pool::await_call(uint64_t seen) {
+  auto called = [this, seen] { return calls_ != seen || ends_; };
+  if (holds_soon(kLooksForCall, called)) return;
+  ++sleepers_;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    called_.wait(lock, called);
+  }
+  --sleepers_;
+}
+
+void Pool::serve(int thread) {
+  uint64_t seen = 0;
+  while (true) {
+    await_call(seen);
+    if (ends_) return;
+    seen = calls_;
+    ++inside_;
+    if (open_) work_(context_, thread);
+    if (--inside_ == 0 && !open_) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      left_.notify_one();
+    }
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,23 @@
+#include "variants.h"
+
+#include <string.h>
+
+namespace headrace {
+
+const Variant* const* all_variants() {
+  static const Variant* const variants[] = {
+#if defined(__x86_64__)
+      &kAvx512Bf16, &kAvx512, &kAvx2,
+#endif
+      &kPortable, nullptr};
+  return variants;
+}
+
+const Variant* find_variant(const char* name) {
+  for (auto variant = all_variants(); *variant; ++variant) {
+    if (strcmp((*variant)->name, name) == 0) return (*variant)->runs() ? *variant : nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace headrace

@@ -1,0 +1,43 @@
+// The kernels that the library holds, one set for each kind of processor.
+
+#ifndef HEADRACE_VARIANTS_H
+#define HEADRACE_VARIANTS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "blocks.h"
+
+namespace headrace {
+
+// One dtype's kernel.
+struct Kernel {
+  // Attends to a block. While it computes, it prefetches the keys of the block after it.
+  void (*attend)(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+                 const TokenBlock* next);
+  // Writes the result of the item whose last block was attended.
+  void (*finish)(const Shape& shape, const Scratch& scratch, float* output, float* maximum,
+                 float* total);
+};
+
+struct Variant {
+  const char* name;
+  bool (*runs)();  // whether this machine can run it
+  Kernel kernels[3];  // by headrace_dtype
+  uint64_t (*sum)(const char* data, size_t bytes);
+};
+
+extern const Variant kAvx512Bf16;
+extern const Variant kAvx512;
+extern const Variant kAvx2;
+extern const Variant kPortable;
+
+// Returns the variants of this architecture, best first; ends with null.
+const Variant* const* all_variants();
+
+// Returns the variant of that name if it runs here, else null.
+const Variant* find_variant(const char* name);
+
+}  // namespace headrace
+
+#endif
