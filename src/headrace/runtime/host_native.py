@@ -26,8 +26,8 @@ from headrace.runtime.store import PageStore
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _WORD_BITS = 64
-_SPARE_CORES = 1
-"""Cores that the link and the launching thread keep, where there are four or more."""
+_CORES_PER_SPARE = 8
+"""Of so many cores one is left to the link and to the thread that launches the device's work."""
 
 
 class _Call(ctypes.Structure):
@@ -76,7 +76,8 @@ class ThreadPool:
     """Threads of the library, which wait for calls.
 
     Args:
-        threads: how many attend, the caller's counted; by default all cores but one.
+        threads: how many attend, the caller's counted; by default seven eighths of the cores, or
+            all of fewer than eight.
 
     Raises:
         NativeUnavailableError: the library cannot be had.
@@ -85,8 +86,7 @@ class ThreadPool:
     def __init__(self, threads: int | None = None) -> None:
         self._library = native_library()
         cores = len(os.sched_getaffinity(0))
-        usual = cores - _SPARE_CORES if cores >= 4 else cores
-        self.threads = usual if threads is None else threads
+        self.threads = cores - cores // _CORES_PER_SPARE if threads is None else threads
         self.variant = _variant(self._library)
         self._pool = self._library.headrace_pool_create(self.threads, self.variant.encode())
         if not self._pool:
