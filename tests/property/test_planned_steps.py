@@ -118,7 +118,7 @@ def test_no_step_beats_its_bound_nor_the_linear_program(problem, policy, schedul
 
 
 def is_large(plan, problem):
-    """Whether latencies, and what begins and ends a step, are small next to the step.
+    """Whether latencies, and what begins and ends a layer and a step, are small next to the step.
 
     Device memory must also leave room for the staging that the step asks for: the bound knows of
     no rings.
@@ -132,7 +132,9 @@ def is_large(plan, problem):
     weights = [op for op in program.operations if op.kind is Kind.LOAD_WEIGHTS]
     layers = problem.shape.num_layers * plan.workload.batches
     layer_s = sum(op.link_bytes for op in weights) / layers / problem.profile.h2d_bytes_per_s
-    return latency_s < 0.03 * plan.bound_s and layer_s < 0.03 * plan.bound_s
+    staged = len(program.loads)
+    many = staged == 0 or staged >= 4 * problem.shape.full_layers * plan.workload.batches
+    return many and latency_s < 0.03 * plan.bound_s and layer_s < 0.03 * plan.bound_s
 
 
 LARGE = problems(
@@ -167,7 +169,9 @@ def test_the_paper_schedule_comes_near_its_own_bound(problem):
     bound = bound_s(program, problem.profile, problem.shape.dtype)
     assert bound == plan.bound_s >= max(plan.work_s.values())
     assert plan.step_s <= 1.1 * bound
-    assert plan.optimum.step_s <= 1.001 * bound
+    if problem.options.host_memory_bytes is None:
+        # Else the program may have been given less than the budget, to be rounded within it.
+        assert plan.optimum.step_s <= 1.001 * bound
 
 
 def test_windowed_layers_do_not_starve_the_link():

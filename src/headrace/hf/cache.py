@@ -148,7 +148,7 @@ class HostCache(Cache):
     def notes(self) -> tuple[str, ...]:
         """What was decided differently from what was asked, and why."""
         notes = () if self._planned is None else self._planned.notes
-        unavailable = "" if self._paged is None else self._paged.host_note
+        unavailable = None if self._paged is None else self._paged.host_note
         return (*notes, f"the host attends slowly: {unavailable}") if unavailable else notes
 
     @property

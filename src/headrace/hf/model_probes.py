@@ -28,8 +28,7 @@ from headrace.runtime.attention import EntryTable, Partial, Scoring
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.runtime.granules import Granule
-from headrace.runtime.host_lane import host_kernel
-from headrace.runtime.host_pages import HostPages
+from headrace.runtime.host_pages import StoreKernel, row_entries
 from headrace.runtime.lanes import Copy
 from headrace.runtime.layer_attention import attend_granule
 from headrace.runtime.pages import Page, PageKind, Row
@@ -88,12 +87,12 @@ def host_attend_rate(shape: ModelShape, dtype: torch.dtype) -> float:
     held = [Page(PageKind.KV, number, np.arange(_PAGE_TOKENS)) for number in range(pages)]
     rows = [Row() for _ in range(_HOST_ROWS)]
     uses = [(page, number * _HOST_ROWS // pages) for number, page in enumerate(held)]
-    entries = HostPages.of(uses, rows, _PAGE_TOKENS)
+    entries = row_entries(uses, rows, _PAGE_TOKENS)
     group = shape.num_heads // shape.num_kv_heads
     sizes = (_HOST_ROWS, shape.num_kv_heads, group)
     query = torch.randn((*sizes, shape.head_dim)).to(dtype)
     result = Partial(torch.empty((*sizes, shape.head_dim)), torch.empty(sizes), torch.empty(sizes))
-    kernel, _ = host_kernel(store)
+    kernel = StoreKernel(store)
     scoring = Scoring(shape.head_dim**-0.5)
     seconds = _median_s(
         lambda: kernel.attend(0, query, entries, scoring, result), torch.device("cpu")

@@ -118,29 +118,32 @@ class Decider:
         return sorted(dict.fromkeys(one for one in choices if one != first.geometry), key=about_s)
 
     def at(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Decision:
-        """Return the best decision for a cache that is cut in a given way."""
+        """Return the best decision for a cache that is cut in a given way.
+
+        Where none fits, it lacks as little memory as can be.
+        """
         paths = self.paths(policy)
         best = self._decided(policy, schedule, geometry, paths)
         for fewer in self._fewer(best, paths):
             other = self._decided(policy, schedule, geometry, fewer)
-            if other.lacking_bytes < best.lacking_bytes or (
-                other.fits and other.optimum.step_s < best.optimum.step_s
-            ):
+            if other is not None and (best is None or _is_better(other, best)):
                 best = other
+        if best is None:
+            limits = replace(self.limits(policy, geometry, paths), lacking=True)
+            best = self._solved(policy, schedule, geometry, paths, limits)
+        assert best is not None
         return best
 
     @staticmethod
-    def _fewer(decided: Decision, paths: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    def _fewer(decided: Decision | None, paths: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         """Yield fewer paths with which a decision may be better, or fit."""
-        binds = decided.optimum.prices[GPU_MEMORY] > 0
-        if (
-            "recompute" in paths
-            and decided.placement.recompute == 0
-            and (binds or not decided.fits)
-        ):
+        fits = decided is not None and decided.fits
+        binds = decided is None or decided.optimum.prices[GPU_MEMORY] > 0
+        rebuilds = decided is not None and decided.placement.recompute > 0
+        if "recompute" in paths and not rebuilds and (binds or not fits):
             # The workspace for rebuilding is better used for tokens.
             yield tuple(path for path in paths if path != "recompute")
-        if not decided.fits and "resident" in paths:
+        if not fits and "resident" in paths:
             # Later tokens stay on the device only if all K/V do, which no linear program knows.
             for kept in (("resident", "recompute"), ("resident",)):
                 if set(kept) < set(paths):
@@ -148,29 +151,34 @@ class Decider:
 
     def _decided(
         self, policy: Policy, schedule: Schedule, geometry: Geometry, paths: tuple[str, ...]
-    ) -> Decision:
-        """Return the best decision that takes some paths.
+    ) -> Decision | None:
+        """Return the best decision that takes some paths, or None if none fits.
 
         Rounding to whole pages takes up to a page of each row more than the program counts: where
-        that does not fit, the program gets less memory to divide.
+        that does not fit, the program gets less memory to divide. Where it then divides nothing,
+        the decision lacks what the rounding takes.
         """
-        work = self.step_work(policy, schedule, geometry)
         limits = self.limits(policy, geometry, paths)
+        decided = self._solved(policy, schedule, geometry, paths, limits)
+        if decided is None or decided.fits:
+            return decided
+        left = limits.host_left - self.rounding_bytes(geometry)
+        again = self._solved(policy, schedule, geometry, paths, replace(limits, host_left=left))
+        return decided if again is None else again
+
+    def _solved(
+        self,
+        policy: Policy,
+        schedule: Schedule,
+        geometry: Geometry,
+        paths: tuple[str, ...],
+        limits: MemoryLimits,
+    ) -> Decision | None:
+        """Return the program's solution in whole pages."""
+        work = self.step_work(policy, schedule, geometry)
         choice = self.choice(policy, geometry, paths)
-        decided = None
-        for rounding_bytes in (0, self.rounding_bytes(geometry)):
-            spared = replace(limits, host_left=limits.host_left - rounding_bytes)
-            optimum = optimise(work, self.profile, spared, choice)
-            if optimum is None:
-                break
-            decided = self._rounded(policy, schedule, geometry, optimum)
-            if decided.fits:
-                return decided
-        if decided is None:
-            least = optimise(work, self.profile, replace(limits, lacking=True), choice)
-            assert least is not None
-            decided = self._rounded(policy, schedule, geometry, least)
-        return decided
+        optimum = optimise(work, self.profile, limits, choice)
+        return None if optimum is None else self._rounded(policy, schedule, geometry, optimum)
 
     def prefill_rows(self) -> int:
         """Return how many rows' prompts go through the model at once."""
@@ -348,6 +356,13 @@ class Decider:
             host_items=on_host,
             lacking_bytes=lacking,
         )
+
+
+def _is_better(one: Decision, other: Decision) -> bool:
+    """Return whether a decision lacks less memory than another, or fits as well and is faster."""
+    if one.fits and other.fits:
+        return one.optimum.step_s < other.optimum.step_s
+    return one.lacking_bytes < other.lacking_bytes
 
 
 def _least(allowed: float | None, available: float) -> float:

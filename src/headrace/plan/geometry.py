@@ -210,8 +210,13 @@ def staging_choices(
         pace: what the machine asks for.
     """
     cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads)
-    # The paper's schedule attends to K/V after all rebuilding: smaller granules fill its ring.
-    for part in _GRANULE_PARTS if policy is not Policy.KVPR else _GRANULE_PARTS[:1]:
+    if policy is Policy.KVPR:
+        # It attends to K/V after all rebuilding, so that a layer's must all have come by then.
+        usual = cut.of(cut.usual_bytes, USUAL_RING_SLOTS)
+        slots = math.ceil(cut.layer_bytes / usual.granule_bytes)
+        yield cut.of(cut.usual_bytes, min(max(slots, USUAL_RING_SLOTS), MOST_RING_SLOTS))
+        yield usual
+    for part in () if policy is Policy.KVPR else _GRANULE_PARTS:
         size_bytes = max(cut.usual_bytes / part, min(SMALLEST_GRANULE_BYTES, cut.usual_bytes))
         ahead = math.ceil(pace.ahead_bytes / cut.of(size_bytes, FEWEST_RING_SLOTS).granule_bytes)
         # One slot is read, one is filled, and rebuilding is to be bridged as well.

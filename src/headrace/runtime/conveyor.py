@@ -21,8 +21,8 @@ from torch import Tensor
 from headrace.plan.operations import Kind, Operation, Program
 from headrace.runtime.attention import EntryTable, Partial, Scoring
 from headrace.runtime.granules import Granule
+from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
-from headrace.runtime.host_pages import HostPages
 from headrace.runtime.lanes import Backend, Copy, Event
 from headrace.runtime.layer_attention import LayerAttention, attend_granule
 from headrace.runtime.pages import PageKind
@@ -45,7 +45,7 @@ class StepProgram:
     """Of all granules' entries, see ``layer_table``."""
     version: int
     """Of the layout that the granules were cut from."""
-    host: HostPages | None = None
+    host: RowEntries | None = None
     """What the host attends to in each paged layer."""
 
 

@@ -13,7 +13,6 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -21,11 +20,8 @@ from torch import Tensor
 
 from headrace.errors import HeadraceError
 from headrace.runtime.attention import Partial, Scoring
-from headrace.runtime.host_native import NativeHostKernel, ThreadPool
-from headrace.runtime.host_pages import HostPages, TorchHostKernel
+from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.lanes import Backend, Event, Mailbox
-from headrace.runtime.native_library import NativeUnavailableError
-from headrace.runtime.store import PageStore
 
 
 class HostKernel(Protocol):
@@ -35,32 +31,18 @@ class HostKernel(Protocol):
         self,
         layer: int,
         query: Tensor,
-        entries: HostPages,
+        entries: RowEntries,
         scoring: Scoring,
         result: Partial,
     ) -> None:
         """Attend a layer's queries ``[B, H, G, D]`` to their entries; write into ``result``."""
 
 
-def host_kernel(store: PageStore) -> tuple[HostKernel, str]:
-    """Return what attends to the pages of a store, and why it is not the native kernel, if so."""
-    try:
-        return NativeHostKernel(store, shared_pool()), ""
-    except NativeUnavailableError as error:
-        return TorchHostKernel(store), str(error)
-
-
-@lru_cache(maxsize=1)
-def shared_pool() -> ThreadPool:
-    """Return the threads that all caches of the process share: they take turns."""
-    return ThreadPool()
-
-
 @dataclass(frozen=True)
 class _Job:
     number: int
     layer: int
-    entries: HostPages
+    entries: RowEntries
     scoring: Scoring
     query: Tensor
     result: Partial
@@ -117,7 +99,7 @@ class HostLane:
         self,
         layer: int,
         query: Tensor,
-        entries: HostPages,
+        entries: RowEntries,
         scoring: Scoring,
         stored: Event | None,
     ) -> HostEvent:

@@ -30,8 +30,9 @@ from headrace.runtime.attention import (
     ungroup_output,
 )
 from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
-from headrace.runtime.host_lane import HostLane, host_kernel
-from headrace.runtime.host_pages import HostPages
+from headrace.runtime.host_entries import RowEntries
+from headrace.runtime.host_lane import HostLane
+from headrace.runtime.host_pages import StoreKernel, row_entries
 from headrace.runtime.lanes import Backend, Event
 from headrace.runtime.layout import Layout
 from headrace.runtime.moves import StepIndex, index_moves
@@ -118,10 +119,11 @@ class PagedCache:
             backend, self._store, self._store_ring, widths, self._block, self._note_store
         )
         self._host: HostLane | None = None
-        self.host_note = ""
+        self.host_note: str | None = None
         """Why the host attends without the native kernel, if it does."""
         if settings.host_share > 0:
-            kernel, self.host_note = host_kernel(self._store)
+            kernel = StoreKernel(self._store)
+            self.host_note = kernel.reason
             self._host = HostLane(backend, kernel)
         self._conveyor = Conveyor(
             backend,
@@ -178,8 +180,8 @@ class PagedCache:
         tails = sum(len(row.tail) for row in self._layout.rows)
         return self._programs.program(self.rows, 1, tails).program
 
-    def _host_entries(self, uses: Sequence[tuple[Page, int]], rows: Sequence[Row]) -> HostPages:
-        return HostPages.of(uses, rows, self._block)
+    def _host_entries(self, uses: Sequence[tuple[Page, int]], rows: Sequence[Row]) -> RowEntries:
+        return row_entries(uses, rows, self._block)
 
     # A step
 

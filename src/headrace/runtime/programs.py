@@ -14,12 +14,12 @@ from headrace.plan.schedule import GranuleSpec, build_program, order_granules
 from headrace.runtime.attention import EntryTable
 from headrace.runtime.conveyor import StepProgram
 from headrace.runtime.granules import Granule, cut_granules, layer_table
-from headrace.runtime.host_pages import HostPages
+from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.layout import Layout
 from headrace.runtime.pages import Page, PageKind, Row, StepMoves
 from headrace.runtime.settings import CacheSettings
 
-PrepareHostPages = Callable[[Sequence[tuple[Page, int]], Sequence[Row]], HostPages]
+PrepareEntries = Callable[[Sequence[tuple[Page, int]], Sequence[Row]], RowEntries]
 
 _STORES = {
     PageKind.ACTIVATIONS: Kind.STORE_ACTIVATIONS,
@@ -42,7 +42,7 @@ class _Cut:
     """
 
     granules: list[Granule]
-    host: HostPages | None
+    host: RowEntries | None
     table: EntryTable
 
 
@@ -62,7 +62,7 @@ class ProgramMaker:
         settings: CacheSettings,
         layout: Layout,
         device: torch.device,
-        host_entries: PrepareHostPages | None = None,
+        host_entries: PrepareEntries | None = None,
     ) -> None:
         self._settings = settings
         self._layout = layout

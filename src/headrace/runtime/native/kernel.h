@@ -289,6 +289,7 @@ void attend_block(const Shape& shape, const Scratch& scratch, const TokenBlock& 
   const int64_t queries = shape.grouped, width = shape.width;
   if (block.first) begin_item<V, S, M>(shape, scratch, block.query);
   if (block.count == 0) return;
+  if (next) touch_pages(*next, shape.row_bytes);
   Ahead keys(next, &Run::key, shape.row_bytes, S::advances(queries, width, block.count));
   S::score(queries, width, static_cast<const typename S::Query*>(scratch.query), block,
            scratch.scores, keys);

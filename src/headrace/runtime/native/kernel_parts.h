@@ -26,7 +26,19 @@ namespace {
 constexpr int kLineBytes = 64;
 constexpr int kPageBytes = 4096;  // of virtual memory, the smallest
 constexpr int kReadAhead = 8192;      // bytes that a plain read of memory prefetches ahead
-constexpr int kTokensPerAdvance = 8;  // of values that are mixed between two prefetches
+constexpr int kTokensPerAdvance = 2;  // of values that are mixed between two prefetches
+
+// Has the addresses of a block's pages looked up, all at once: one by one, where they are needed,
+// each would hold up the kernel.
+inline void touch_pages(const TokenBlock& block, int64_t row_bytes) {
+  for (int run = 0; run < block.run_count; ++run) {
+    const int64_t bytes = block.runs[run].count * row_bytes;
+    for (int64_t at = 0; at < bytes; at += kPageBytes) {
+      __builtin_prefetch(block.runs[run].key + at, 0, 2);
+      __builtin_prefetch(block.runs[run].value + at, 0, 2);
+    }
+  }
+}
 
 // Prefetches a block's keys, or values, some lines at a time, so that memory is busy while the
 // kernel computes.
@@ -38,7 +50,6 @@ class Ahead {
     if (!block || block->count == 0) return;
     left_ = (block->count * row_bytes + kLineBytes - 1) / kLineBytes;
     per_call_ = (left_ + calls - 1) / calls;
-    touch_pages();
     open_run();
   }
 
@@ -52,15 +63,6 @@ class Ahead {
   }
 
  private:
-  // The addresses of many pages are looked up together; one by one, each would hold up the kernel.
-  void touch_pages() const {
-    for (int run = 0; run < block_->run_count; ++run) {
-      const char* start = block_->runs[run].*start_;
-      const char* end = start + block_->runs[run].count * row_bytes_;
-      for (; start < end; start += kPageBytes) __builtin_prefetch(start, 0, 2);
-    }
-  }
-
   void open_run() {
     line_ = block_->runs[run_].*start_;
     end_ = line_ + block_->runs[run_].count * row_bytes_;
