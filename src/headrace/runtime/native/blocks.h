@@ -29,7 +29,7 @@ struct Item {
   int64_t head;
   int64_t token;  // the first, counted within the row
   int64_t count;
-  int64_t slot;   // where its partial result goes; -1 for straight into the output
+  int64_t slot;  // where its partial result goes; -1 for straight into the output
 };
 
 // Tokens of a block whose keys lie one after the other, as do their values.

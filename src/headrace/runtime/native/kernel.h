@@ -202,8 +202,8 @@ HEADRACE_INLINE void mix_tile(const TokenBlock& block, const float* weights, con
     HEADRACE_UNROLL
     for (int p = 0; p < kParts; ++p) {
       const int64_t place = at + p * M::kStep;
-      part[p] = kRest ? M::value(block.value + token, place, rest)
-                      : M::value(block.value + token, place);
+      part[p] =
+          kRest ? M::value(block.value + token, place, rest) : M::value(block.value + token, place);
     }
     HEADRACE_UNROLL
     for (int q = 0; q < kQueries; ++q) {
@@ -249,9 +249,9 @@ struct MixTiles {
 
   template <int kQueries, int kParts, bool kRest>
   HEADRACE_INLINE void mix(int64_t q, int64_t at) const {
-    mix_tile<V, M, kQueries, kParts, kRest>(
-        block, scratch.scores + q * kBlock, scratch.factor + q, at,
-        static_cast<int>(shape.width - at), scratch.sums + q * stride + at, stride, ahead);
+    mix_tile<V, M, kQueries, kParts, kRest>(block, scratch.scores + q * kBlock, scratch.factor + q,
+                                            at, static_cast<int>(shape.width - at),
+                                            scratch.sums + q * stride + at, stride, ahead);
   }
 
   // How often advance is called for that many queries.
@@ -260,8 +260,8 @@ struct MixTiles {
       const int64_t steps = (width + M::kStep - 1) / M::kStep, whole = width / M::kStep;
       return whole / parts(n) + whole % parts(n) + (steps - whole);
     };
-    const int64_t tiles = queries / 4 * passes(4) + (queries & 2 ? passes(2) : 0) +
-                          (queries & 1 ? passes(1) : 0);
+    const int64_t tiles =
+        queries / 4 * passes(4) + (queries & 2 ? passes(2) : 0) + (queries & 1 ? passes(1) : 0);
     return tiles * ((count + kTokensPerAdvance - 1) / kTokensPerAdvance);
   }
 };
@@ -296,8 +296,8 @@ void attend_block(const Shape& shape, const Scratch& scratch, const TokenBlock& 
   weigh_block<V, M>(shape, scratch, block.count);
   Ahead values(next, &Run::value, shape.row_bytes,
                MixTiles<V, M>::advances(queries, width, block.count));
-  for_query_tiles(queries, MixTiles<V, M>{shape, scratch, block, whole_steps(width, M::kStep),
-                                          values});
+  for_query_tiles(queries,
+                  MixTiles<V, M>{shape, scratch, block, whole_steps(width, M::kStep), values});
 }
 
 template <class V, class M>

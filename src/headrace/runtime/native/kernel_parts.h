@@ -24,7 +24,7 @@ namespace headrace {
 namespace {
 
 constexpr int kLineBytes = 64;
-constexpr int kPageBytes = 4096;  // of virtual memory, the smallest
+constexpr int kPageBytes = 4096;      // of virtual memory, the smallest
 constexpr int kReadAhead = 8192;      // bytes that a plain read of memory prefetches ahead
 constexpr int kTokensPerAdvance = 2;  // of values that are mixed between two prefetches
 
@@ -45,7 +45,7 @@ inline void touch_pages(const TokenBlock& block, int64_t row_bytes) {
 class Ahead {
  public:
   // Spreads the lines evenly over a number of calls of advance. No block: nothing to do.
-  Ahead(const TokenBlock* block, const char* Run::*start, int64_t row_bytes, int64_t calls)
+  Ahead(const TokenBlock* block, const char* Run::* start, int64_t row_bytes, int64_t calls)
       : block_(block), start_(start), row_bytes_(row_bytes) {
     if (!block || block->count == 0) return;
     left_ = (block->count * row_bytes + kLineBytes - 1) / kLineBytes;
@@ -69,7 +69,7 @@ class Ahead {
   }
 
   const TokenBlock* block_;
-  const char* Run::*start_;
+  const char* Run::* start_;
   int64_t row_bytes_;
   int64_t left_ = 0;
   int64_t per_call_ = 0;
@@ -78,8 +78,8 @@ class Ahead {
   const char* end_ = nullptr;
 };
 
-// exp(x) for x below about 0, within about one unit in the last place; 0 below the smallest normal number.
-// Range reduction and polynomial are those of Cephes' expf.
+// exp(x) for x below about 0, within about one unit in the last place; 0 below the smallest normal
+// number. Range reduction and polynomial are those of Cephes' expf.
 template <class V>
 HEADRACE_INLINE typename V::Vec exp_of(typename V::Vec x) {
   x = V::max(V::set(V::kLeastExponent), x);  // in this order NaN stays

@@ -12,9 +12,8 @@
 #include "variants.h"
 
 #define HEADRACE_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c"
-#include "target_begin.h"
-
 #include "kernel.h"
+#include "target_begin.h"
 #include "vectors_avx512.h"
 
 namespace headrace {
@@ -53,8 +52,10 @@ struct LaneScores;
 // Writes eight tokens' scores of eight queries, a row for each query. In v, each quarter of a
 // vector has two queries' scores of two tokens: of one query, then of the other, twice.
 HEADRACE_INLINE void write_rows(const __m512* v, float* scores) {
-  const __m512 a = _mm512_shuffle_f32x4(v[0], v[1], 0x44), b = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
-  const __m512 c = _mm512_shuffle_f32x4(v[2], v[3], 0x44), d = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
+  const __m512 a = _mm512_shuffle_f32x4(v[0], v[1], 0x44),
+               b = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
+  const __m512 c = _mm512_shuffle_f32x4(v[2], v[3], 0x44),
+               d = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
   const __m512 two[4] = {_mm512_shuffle_f32x4(a, c, 0x88), _mm512_shuffle_f32x4(a, c, 0xdd),
                          _mm512_shuffle_f32x4(b, d, 0x88), _mm512_shuffle_f32x4(b, d, 0xdd)};
   const __m512i apart = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
@@ -77,7 +78,8 @@ struct LaneScores<8> {
     for (int64_t at = 0; at < width; at += 4) {
       const auto all = (__m512bh)_mm512_loadu_si512(query + at * 8);
       HEADRACE_UNROLL
-      for (int t = 0; t < 8; ++t) sum[t] = _mm512_dpbf16_ps(sum[t], all, repeated(keys[t] + 2 * at));
+      for (int t = 0; t < 8; ++t)
+        sum[t] = _mm512_dpbf16_ps(sum[t], all, repeated(keys[t] + 2 * at));
     }
     __m512 two[4];
     HEADRACE_UNROLL
@@ -110,7 +112,8 @@ struct LaneScores<16> {
     for (int64_t at = 0; at < width; at += 2) {
       const auto all = (__m512bh)_mm512_loadu_si512(query + at * 16);
       HEADRACE_UNROLL
-      for (int t = 0; t < 8; ++t) sum[t] = _mm512_dpbf16_ps(sum[t], all, repeated(keys[t] + 2 * at));
+      for (int t = 0; t < 8; ++t)
+        sum[t] = _mm512_dpbf16_ps(sum[t], all, repeated(keys[t] + 2 * at));
     }
     __m512 low[4], high[4];
     HEADRACE_UNROLL
@@ -133,8 +136,9 @@ struct LaneScores<16> {
   }
   // Two queries of one token, the same two of the other, and so on from a first query.
   static HEADRACE_INLINE __m512i two_of_two(int first) {
-    return _mm512_add_epi32(_mm512_set1_epi32(first),
-                            _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23));
+    return _mm512_add_epi32(
+        _mm512_set1_epi32(first),
+        _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23));
   }
 };
 
@@ -276,8 +280,7 @@ struct PairValues {
     return _mm512_scalef_ps(p, x);  // which takes x's whole part
   }
   static HEADRACE_INLINE Part interleave(__m512i even, __m512i odd) {
-    return {(__m512bh)_mm512_unpacklo_epi16(even, odd),
-            (__m512bh)_mm512_unpackhi_epi16(even, odd)};
+    return {(__m512bh)_mm512_unpacklo_epi16(even, odd), (__m512bh)_mm512_unpackhi_epi16(even, odd)};
   }
 };
 
@@ -306,7 +309,8 @@ void finish_bfloat16(const Shape& shape, const Scratch& scratch, float* output, 
 extern const Variant kAvx512Bf16 = {
     "avx512_bf16",
     has_avx512_bf16,
-    {float_kernel<Avx512, float>(), float_kernel<Avx512, Float16>(),
+    {float_kernel<Avx512, float>(),
+     float_kernel<Avx512, Float16>(),
      {attend_bfloat16, finish_bfloat16}},
     sum_avx512,
 };

@@ -22,7 +22,7 @@ struct Kernel {
 
 struct Variant {
   const char* name;
-  bool (*runs)();  // whether this machine can run it
+  bool (*runs)();     // whether this machine can run it
   Kernel kernels[3];  // by headrace_dtype
   uint64_t (*sum)(const char* data, size_t bytes);
 };

@@ -112,9 +112,9 @@ uint64_t sum_avx2(const char* data, size_t bytes) {
   uint64_t rest = 0;
   for (; at < bytes; ++at) rest += static_cast<unsigned char>(data[at]);
   alignas(32) uint64_t lanes[4];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes),
-                     _mm256_add_epi64(_mm256_add_epi64(sum[0], sum[1]),
-                                      _mm256_add_epi64(sum[2], sum[3])));
+  _mm256_store_si256(
+      reinterpret_cast<__m256i*>(lanes),
+      _mm256_add_epi64(_mm256_add_epi64(sum[0], sum[1]), _mm256_add_epi64(sum[2], sum[3])));
   return rest + lanes[0] + lanes[1] + lanes[2] + lanes[3];
 }
 
