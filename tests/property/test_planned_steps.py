@@ -120,9 +120,13 @@ def test_no_step_beats_its_bound_nor_the_linear_program(problem, policy, schedul
 def is_large(plan, problem):
     """Whether latencies, and what begins and ends a layer and a step, are small next to the step.
 
-    Device memory must also leave room for the staging that the step asks for: the bound knows of
-    no rings.
+    Device memory must also leave room for the staging that the step asks for (the bound knows of no
+    rings), and batches must be about alike: what makes one wait is made up for by no other.
     """
+    if max(plan.workload.batch_rows) > 1.15 * min(plan.workload.batch_rows):
+        return False
+    if problem.shape.full_layers < 6:
+        return False
     program = plan_program(plan, problem.shape)
     lanes = [op.lane for op in program.operations]
     copies = sum(lane in (*H2D_LANES, *D2H_LANES) for lane in lanes)

@@ -7,6 +7,7 @@ fiftieth of a second; where that is not installed, through SciPy, which ships th
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import threading
@@ -141,6 +142,14 @@ class _Found:
     objective: float
     values: NDArray[np.float64]
     duals: NDArray[np.float64]
+
+
+def load_solver() -> None:
+    """Import the solver, once: what that takes is not part of solving."""
+    for name in ("highspy", "scipy.optimize"):
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
+            return
 
 
 def _solver() -> Callable[[_Scaled], _Found | None]:

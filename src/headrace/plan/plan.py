@@ -16,6 +16,7 @@ from headrace.plan.decision import Decider, Decision
 from headrace.plan.decode import DecodeWork, step_program
 from headrace.plan.demands import PATHS, Schedule
 from headrace.plan.explain import NEAR_BOUND, explain, shortfalls
+from headrace.plan.linear import load_solver
 from headrace.plan.operations import Program
 from headrace.plan.options import Objective, PlanOptions
 from headrace.plan.outcome import Plan
@@ -186,6 +187,7 @@ class Planner:
         orders = [self.options.schedule or Schedule.ROW]
         if self.workload.batches > 1 and self.options.schedule is None:
             orders = [Schedule.ROW, Schedule.COLUMN]
+        load_solver()
         for order in orders:
             start_s = time.perf_counter()
             decision = self.decider.decide(policy, order)
