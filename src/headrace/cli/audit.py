@@ -17,6 +17,8 @@ WAYS: tuple[tuple[str, float | None], ...] = (
     ("kvpr", 1.0),
     ("recompute", 0.37),
     ("recompute", 1.0),
+    ("host", None),
+    ("host", 0.37),
 )
 """Policies and recompute fractions that are compared, unless said otherwise."""
 
@@ -32,7 +34,9 @@ def add_parser(subparsers: Any) -> None:
     generate.add_model(parser)
     generate.add_prompts(parser, required=False)
     parser.add_argument("--max-tokens", type=int, default=24, metavar="N", help="default: 24")
-    parser.add_argument("--policies", metavar="A,B", help="default: resident,stream,kvpr,recompute")
+    parser.add_argument(
+        "--policies", metavar="A,B", help="default: resident,stream,kvpr,recompute,host"
+    )
     parser.add_argument("--recompute-fraction", type=float, metavar="F", help="default: 0.37 and 1")
     machine.add_device(parser)
     machine.add_dtype(parser)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from headrace.engine.request import RequestOutput
     from headrace.hardware.profile import HardwareProfile
 
-POLICIES = ("auto", "resident", "stream", "kvpr", "recompute")
+POLICIES = ("auto", "resident", "stream", "kvpr", "recompute", "host")
 
 
 def add_parser(subparsers: Any) -> None:
