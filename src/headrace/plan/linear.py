@@ -179,7 +179,6 @@ def _highs() -> Any:
                 self.setOptionValue("output_flag", False)
 
         _local.solver = Quiet()
-        _local.solver.setOptionValue("presolve", "off")
         for which in ("primal", "dual"):
             _local.solver.setOptionValue(f"{which}_feasibility_tolerance", _TOLERANCE)
     return _local.solver
@@ -198,13 +197,21 @@ def _solve_with_highspy(program: _Scaled) -> _Found | None:
     lp.a_matrix_.index_ = np.concatenate(places).astype(np.int32)
     lp.a_matrix_.value_ = program.matrix[program.matrix != 0]
     solver = _highs()
-    solver.passModel(lp)
-    solver.run()
-    status = solver.getModelStatus()
-    if status in (
+    infeasible = (
         highspy.HighsModelStatus.kInfeasible,
         highspy.HighsModelStatus.kUnboundedOrInfeasible,
-    ):
+    )
+    known = (highspy.HighsModelStatus.kOptimal, *infeasible)
+    # Seldom, the simplex method gives up on a program that presolving makes easy.
+    for presolve in ("off", "on"):
+        solver.setOptionValue("presolve", presolve)
+        solver.clearModel()
+        solver.passModel(lp)
+        solver.run()
+        status = solver.getModelStatus()
+        if status in known:
+            break
+    if status in infeasible:
         return None
     if status != highspy.HighsModelStatus.kOptimal:
         raise HeadraceError(f"the solver gave up on the linear program: {status}")

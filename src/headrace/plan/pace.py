@@ -175,10 +175,11 @@ class StepEstimate:
             beyond = max(0.0, streams + rebuilds - turns * geometry.ring_slots)
             return self._optimum.step_s + copies_s + beyond * slot_s
         ahead_s = (geometry.ring_slots - 1) * slot_s
-        if not cache_s:
-            # Weights alone: they have slots of their own.
-            slots = weight_slots(self._work.shape)
-            ahead_s = (slots - 1) * self._link_s / (self._layers * self._work.passes)
+        if self._optimum.weights_streamed > 0:
+            # Loads are in order, so no further ahead than weights have slots; without others, as
+            # far as those.
+            slots_s = self._weight_slots_s()
+            ahead_s = min(ahead_s, slots_s) if cache_s else slots_s
         staged_s = self._calls_s(streams, rebuilds) + read_s
         if streams and rebuilds:
             # After each granule of X the device waits for what could not be loaded meanwhile.
@@ -189,6 +190,12 @@ class StepEstimate:
         flow = self._flow(copies_s, staged_s, 2 * hosts * profile.copy_latency_s)
         flowing_s = self._work.passes * flow.seconds(ahead_s)
         return max(self._optimum.step_s, self._link_s + copies_s, flowing_s)
+
+    def _weight_slots_s(self) -> float:
+        """Return the loads of the layers whose weights can be there before they are needed."""
+        shape = self._work.shape
+        turns = self._work.passes * shape.num_layers
+        return (weight_slots(shape) - 1) * self._link_s / turns
 
     def _calls_s(self, streams: float, rebuilds: float) -> float:
         """Return what the device's calls for so many granules take besides their work."""
