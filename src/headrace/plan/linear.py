@@ -202,6 +202,7 @@ def _solve_with_highspy(program: _Scaled) -> _Found | None:
         highspy.HighsModelStatus.kUnboundedOrInfeasible,
     )
     known = (highspy.HighsModelStatus.kOptimal, *infeasible)
+    status = highspy.HighsModelStatus.kNotset
     # Seldom, the simplex method gives up on a program that presolving makes easy.
     for presolve in ("off", "on"):
         solver.setOptionValue("presolve", presolve)

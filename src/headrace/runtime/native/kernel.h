@@ -281,8 +281,8 @@ void begin_item(const Shape& shape, const Scratch& scratch, const void* query) {
   }
 }
 
-// While a block's keys are used, the next one's keys come from memory, and likewise its values: by
-// then they are in a cache, and memory is never idle.
+// While a block's keys are used, the next block's keys come from memory, and likewise its values:
+// when it is their turn they are in a cache, and memory is never idle.
 template <class V, class S, class M>
 void attend_block(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
                   const TokenBlock* next) {

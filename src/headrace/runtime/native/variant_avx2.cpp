@@ -12,8 +12,9 @@
 #include "variants.h"
 
 #define HEADRACE_TARGET "avx2,fma,f16c"
-#include "kernel.h"
 #include "target_begin.h"
+
+#include "kernel.h"
 #include "vectors_avx2.h"
 
 namespace headrace {

@@ -1,6 +1,8 @@
 // The kernel for processors with AVX-512 and products of pairs of bfloat16.
 
-#if defined(__x86_64__)
+#include "variants.h"
+
+#if defined(HEADRACE_HAS_BF16)
 
 #include <immintrin.h>
 #include <math.h>
@@ -9,11 +11,11 @@
 #include <string.h>
 
 #include "processor.h"
-#include "variants.h"
 
 #define HEADRACE_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c"
-#include "kernel.h"
 #include "target_begin.h"
+
+#include "kernel.h"
 #include "vectors_avx512.h"
 
 namespace headrace {

@@ -6,8 +6,11 @@ namespace headrace {
 
 const Variant* const* all_variants() {
   static const Variant* const variants[] = {
+#if defined(HEADRACE_HAS_BF16)
+      &kAvx512Bf16,
+#endif
 #if defined(__x86_64__)
-      &kAvx512Bf16, &kAvx512, &kAvx2,
+      &kAvx512, &kAvx2,
 #endif
       &kPortable, nullptr};
   return variants;

@@ -8,6 +8,11 @@
 
 #include "blocks.h"
 
+// GCC knows BF16 from version 10 on.
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 10)
+#define HEADRACE_HAS_BF16 1
+#endif
+
 namespace headrace {
 
 // One dtype's kernel.
