@@ -42,13 +42,11 @@ def attend_with_torch(
         key = _gather(pages.keys, pages, entries.page[some])
         value = _gather(pages.values, pages, entries.page[some])
         visible = _visible(entries, some, pages.page_tokens)
-        if visible is not None:
+        if not bool(visible.all()):
             # What is not seen may be anything, also NaN, which a weight of 0 would not hide.
             value = value.masked_fill(~visible[:, None, :, None], 0.0)
-            visible = visible[:, None, None]
-        part = attend(
-            query.index_select(0, torch.from_numpy(row)).float(), key, value, scoring, visible
-        )
+        queries = query.index_select(0, torch.from_numpy(row)).float()
+        part = attend(queries, key, value, scoring, visible[:, None, None])
         rows, table = _table(row.tolist())
         accumulator.add(merge_entries(part, table), torch.tensor(rows))
     merged = accumulator.result()
@@ -69,14 +67,14 @@ def _gather(extents: tuple[Tensor, ...], pages: LayerPages, numbers: np.ndarray)
     return torch.stack(picked)
 
 
-def _visible(entries: RowEntries, some: slice, page_tokens: int) -> Tensor | None:
-    """Return which places are seen, bool ``[E, T]``, or None if all are."""
+def _visible(entries: RowEntries, some: slice, page_tokens: int) -> Tensor:
+    """Return which places are seen, bool ``[E, T]``."""
     tokens = np.diff(entries.token)[some]
     seen = np.arange(page_tokens) < tokens[:, None]
     if entries.visible is not None:
         marked = entries.visible[some, :page_tokens]
         seen[:, : marked.shape[1]] &= marked
-    return None if bool(seen.all()) else torch.from_numpy(seen)
+    return torch.from_numpy(seen)
 
 
 def _table(entry_rows: list[int]) -> tuple[list[int], EntryTable]:
