@@ -196,8 +196,8 @@ def _choice(answer: Answer) -> Iterator[str]:
         order = "column-by-column" if plan.schedule is Schedule.COLUMN else "row-by-row"
         yield f"order   {order}"
     yield (
-        f"step    {format_seconds(plan.step_s)}, at best {format_seconds(plan.bound_s)}: "
-        f"{RESOURCE_NAMES[plan.binding]} binds"
+        f"step    {format_seconds(plan.step_s)}, at best {format_seconds(plan.bound_s)}; "
+        f"what binds: {RESOURCE_NAMES[plan.binding]}"
     )
     yield (
         f"speed   {_speed(answer.found.tokens_per_s)} tokens/s while decoding, "
