@@ -79,7 +79,7 @@ def as_split(optimum):
 
 
 @given(step=steps(), stream_weights=st.booleans())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_the_optimum_takes_what_it_says_and_keeps_the_budgets(step, stream_weights):
     work, profile, limits = step
     optimum = optimise(work, profile, limits, tied(stream_weights=stream_weights))
@@ -119,7 +119,7 @@ def test_no_split_on_a_grid_is_faster(step, stream_weights, parts):
     streamed=st.floats(0, 1),
     later=st.floats(0, 1),
 )
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_no_other_split_is_faster(step, weights, streamed, later):
     work, profile, limits = step
     assume(sum(weights) > 0)
@@ -132,7 +132,7 @@ def test_no_other_split_is_faster(step, weights, streamed, later):
 
 
 @given(step=steps(), policy=st.sampled_from([p for p in Policy if p is not Policy.AUTO]))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_no_policy_by_itself_is_faster(step, policy):
     work, profile, limits = step
     single = optimise(work, profile, limits, tied(POLICY_PATHS[policy]))
@@ -143,7 +143,7 @@ def test_no_policy_by_itself_is_faster(step, policy):
 
 
 @given(step=steps())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_layers_with_splits_of_their_own_are_no_slower(step):
     work, profile, limits = step
     one = optimise(work, profile, limits, tied())
@@ -158,7 +158,7 @@ def test_layers_with_splits_of_their_own_are_no_slower(step):
     data=st.data(),
     policy=st.sampled_from([Policy.AUTO, Policy.AUTO, *Policy]),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_more_of_a_rate_is_never_slower(step, data, policy):
     work, profile, limits = step
     work = replace(work, serial=policy is Policy.KVPR and work.schedule is Schedule.ROW)
@@ -174,7 +174,7 @@ def test_more_of_a_rate_is_never_slower(step, data, policy):
     more=st.tuples(st.floats(0, 1e12), st.floats(0, 1e12)),
     policy=st.sampled_from([Policy.AUTO, Policy.AUTO, *Policy]),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_more_memory_is_never_slower(step, more, policy):
     work, profile, limits = step
     before = optimise(work, profile, limits, tied(POLICY_PATHS[policy]))
@@ -196,7 +196,7 @@ RATES = {
 
 
 @given(step=steps(), rate=st.sampled_from(list(RATES)))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_elasticity_is_what_more_of_a_rate_gives(step, rate):
     work, profile, limits = step
     # Host memory's rate is one of its own, unless it is that of what alone reads fastest.
@@ -217,7 +217,7 @@ def test_elasticity_is_what_more_of_a_rate_gives(step, rate):
 
 
 @given(step=steps())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_the_price_of_device_memory_is_what_a_byte_of_it_gives(step):
     work, profile, limits = step
     assume(math.isfinite(limits.gpu_left) and work.paged > 0)
@@ -237,7 +237,7 @@ def test_the_price_of_device_memory_is_what_a_byte_of_it_gives(step):
 
 @pytest.mark.parametrize("policy", [Policy.RECOMPUTE, Policy.KVPR])
 @given(step=steps(), serial_step=steps(serial=True))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_the_closed_forms_are_the_program_of_their_paths(policy, step, serial_step):
     work, profile, _ = serial_step if policy is Policy.KVPR else step
     # The closed forms know one batch, no stores, and more than nothing to divide.
@@ -258,7 +258,7 @@ def test_the_closed_forms_are_the_program_of_their_paths(policy, step, serial_st
 
 
 @given(step=steps(), policy=st.sampled_from([Policy.AUTO, Policy.RECOMPUTE, Policy.KVPR]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_nothing_is_rebuilt_where_x_is_no_smaller(step, policy):
     work, profile, limits = step
     assume(all(group.shape.d_model >= 2 * group.shape.d_kv for group in work.shape.groups))

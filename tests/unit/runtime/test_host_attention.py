@@ -301,7 +301,8 @@ def test_memory_is_read():
 def test_a_forked_process_attends_too():
     """Its threads are not there; the caller does all the work."""
     script = """
-import os, sys
+import os, sys, torch
+torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
 from tests.host_attention_support import errors_of, make_case
 from headrace.runtime.host_attention import HostAttention
 case = make_case((3000,), grouped=2)

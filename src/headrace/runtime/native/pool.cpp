@@ -63,11 +63,13 @@ void Pool::stop() {
 void Pool::run(void (*work)(void*, int), void* context, int64_t most) {
   work_ = work;
   context_ = context;
+  // In a forked process nobody else works, and what the others' state was is as it was.
+  const bool alone = is_forked();
   open_ = true;
-  if (most > 1 && threads_ > 1) wake(most - 1);
+  if (!alone && most > 1 && threads_ > 1) wake(most - 1);
   work(context, 0);
   open_ = false;
-  await_all_left();
+  if (!alone) await_all_left();
 }
 
 void Pool::wake(int64_t most) {
