@@ -92,6 +92,8 @@ class HostAttention:
                 f"threads is {self.threads}; the system does not grant so many, choose fewer"
             )
         self._finalizer = weakref.finalize(self, _destroy, self._library, self._pool)
+        # A thread may still attend when the interpreter ends; the threads end with the process.
+        self._finalizer.atexit = False
 
     def attend(
         self,

@@ -4,11 +4,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include "headrace_attention.h"
@@ -351,7 +351,11 @@ headrace_pool* headrace_pool_create(int threads, const char* variant) {
 
 void headrace_pool_destroy(headrace_pool* pool) {
   // Another process's threads cannot be ended here; the memory goes with this process.
-  if (pool && !pool->pool.is_forked()) delete pool;
+  if (!pool || pool->pool.is_forked()) return;
+  {
+    std::lock_guard<std::mutex> turn(pool->turn);  // after a call that is under way
+  }
+  delete pool;
 }
 
 int headrace_attend(headrace_pool* pool, const headrace_call* call) {
@@ -360,7 +364,7 @@ int headrace_attend(headrace_pool* pool, const headrace_call* call) {
     std::lock_guard<std::mutex> turn(pool->turn);
     Attention(*pool, *call).run();
     return HEADRACE_OK;
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     return HEADRACE_NO_MEMORY;
   }
 }

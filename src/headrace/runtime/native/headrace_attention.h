@@ -73,7 +73,7 @@ HEADRACE_API const char* headrace_variants(void);
 // headrace_attend works too, so that the pool itself starts threads - 1.
 HEADRACE_API headrace_pool* headrace_pool_create(int threads, const char* variant);
 
-// Ends the threads. No call may be under way.
+// Ends the threads, after a call that is under way. No other may come.
 HEADRACE_API void headrace_pool_destroy(headrace_pool* pool);
 
 // Attends, and returns when everything is written. Safe from any thread; calls to one pool take

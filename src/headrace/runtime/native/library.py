@@ -8,6 +8,7 @@ beside it. Otherwise, as in a source tree, it is built on first use and kept in 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from pathlib import Path
@@ -23,6 +24,8 @@ VARIANTS = ("avx512_bf16", "avx512", "avx2", "portable")
 """Names of all variants; a machine has some of them."""
 
 OFF = "off"
+
+_LOG = logging.getLogger(__name__)
 
 
 class NativeUnavailableError(Exception):
@@ -101,6 +104,7 @@ class Loader:
         # One that cannot be opened is damaged, or of another machine: it is built anew.
         library = _open(path) if path.exists() else None
         if library is None:
+            _LOG.info("building the native library of host attention into %s", path)
             build.build(compiler, path)
             library = _open(path)
         if library is None:
