@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 
 from headrace.errors import ConfigurationError
 from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
@@ -198,9 +197,9 @@ def staging_choices(
 ) -> Iterator[Geometry]:
     """Yield ways to cut the cache among which memory and latencies decide, the largest first.
 
-    Granules are those of ``geometries``, or a fourth, or a sixteenth of them, of pages as usual or
-    as small as can be; the ring has eight slots, or as many as the pace asks for. The last two are
-    the smallest in usual pages, and the smallest.
+    Granules are those of ``geometries``, or a fourth, or a sixteenth of them; the ring has eight
+    slots, or as many as the pace asks for. The last two are the smallest in usual pages, and the
+    smallest.
 
     Args:
         shape: the model.
@@ -217,16 +216,13 @@ def staging_choices(
         slots = math.ceil(cut.layer_bytes / usual.granule_bytes)
         yield cut.of(cut.usual_bytes, min(max(slots, USUAL_RING_SLOTS), MOST_RING_SLOTS))
         yield usual
-    blocks = sorted({usual_block_tokens(context), SMALLEST_BLOCK_TOKENS}, reverse=True)
-    parts = () if policy is Policy.KVPR else _GRANULE_PARTS
-    for part, block in product(parts, blocks):
+    for part in () if policy is Policy.KVPR else _GRANULE_PARTS:
         size_bytes = max(cut.usual_bytes / part, min(SMALLEST_GRANULE_BYTES, cut.usual_bytes))
-        granule_bytes = cut.of(size_bytes, FEWEST_RING_SLOTS, block).granule_bytes
+        ahead = math.ceil(pace.ahead_bytes / cut.of(size_bytes, FEWEST_RING_SLOTS).granule_bytes)
         # One slot is read, one is filled, and rebuilding is to be bridged as well.
-        needed = 2 + math.ceil(min(pace.rebuild_loads, _REBUILT_LOADS))
-        needed += math.ceil(pace.ahead_bytes / granule_bytes)
-        yield cut.of(size_bytes, min(max(needed, USUAL_RING_SLOTS), MOST_RING_SLOTS), block)
-        yield cut.of(size_bytes, USUAL_RING_SLOTS, block)
+        needed = 2 + ahead + math.ceil(min(pace.rebuild_loads, _REBUILT_LOADS))
+        yield cut.of(size_bytes, min(max(needed, USUAL_RING_SLOTS), MOST_RING_SLOTS))
+        yield cut.of(size_bytes, USUAL_RING_SLOTS)
     smaller = list(geometries(shape, rows, context, split, policy=policy, pace=pace))
     yield [one for one in smaller if one.block_tokens == smaller[0].block_tokens][-1]
     yield smaller[-1]
