@@ -183,7 +183,7 @@ Case make_case(Random& random) {
   Case made;
   made.dtype = static_cast<int>(pick(random, 0, 2));
   made.rows = pick(random, 1, 4);
-  made.heads = pick(random, 1, 3);
+  made.heads = pick(random, 0, 3) ? pick(random, 1, 3) : pick(random, 4, 9);
   made.grouped = pick(random, 1, 20);
   made.width = pick(random, 0, 2) ? 16 * pick(random, 1, 8) : pick(random, 1, 70);
   made.page_tokens = pick(random, 1, 3) == 1 ? pick(random, 1, 200) : 16 << pick(random, 0, 3);

@@ -30,7 +30,7 @@ def over(items, budget):
 
 
 @given(problem=problems(), policy=POLICIES, schedule=SCHEDULES)
-@settings(max_examples=300, **CHECKED)
+@settings(max_examples=250, **CHECKED)
 def test_a_decision_that_fits_keeps_the_budgets_and_another_lacks(problem, policy, schedule):
     decider = problem.decider
     decided = decider.decide(policy, schedule)
@@ -49,7 +49,7 @@ def test_a_decision_that_fits_keeps_the_budgets_and_another_lacks(problem, polic
     schedule=SCHEDULES,
     contexts=st.lists(st.integers(0, 40_000), max_size=8),
 )
-@settings(max_examples=250, **CHECKED)
+@settings(max_examples=200, **CHECKED)
 def test_shares_sum_to_one_at_any_context(problem, policy, schedule, contexts):
     decided = problem.decider.decide(policy, schedule)
     assert 0 <= decided.weights_streamed <= problem.options.stream_weights
@@ -67,7 +67,7 @@ def test_shares_sum_to_one_at_any_context(problem, policy, schedule, contexts):
 
 
 @given(problem=problems(), policy=POLICIES, schedule=SCHEDULES)
-@settings(max_examples=250, **CHECKED)
+@settings(max_examples=200, **CHECKED)
 def test_what_the_program_can_place_fits_in_whole_pages(problem, policy, schedule):
     decider = problem.decider
     geometry = decider.decide(policy, schedule).geometry
@@ -105,7 +105,7 @@ def placements(policy, pages):
 
 
 @given(problem=problems(tight=(0.02, 1.0)), policy=POLICIES, schedule=SCHEDULES)
-@settings(max_examples=250, **CHECKED)
+@settings(max_examples=200, **CHECKED)
 def test_what_does_not_fit_fits_nowhere(problem, policy, schedule):
     decider, workload, shape = problem.decider, problem.workload, problem.shape
     assume(not decider.decide(policy, schedule).fits)
@@ -133,7 +133,7 @@ def test_what_does_not_fit_fits_nowhere(problem, policy, schedule):
     more=st.floats(1.0, 3.0),
     which=st.sampled_from(["gpu_memory_bytes", "host_memory_bytes"]),
 )
-@settings(max_examples=250, **CHECKED)
+@settings(max_examples=120, **CHECKED)
 def test_more_memory_still_fits_and_is_hardly_ever_slower(problem, policy, schedule, more, which):
     """How the cache is cut goes with the budget, by an estimate: hence the few percent."""
     budget = getattr(problem.options, which)

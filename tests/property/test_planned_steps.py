@@ -48,7 +48,7 @@ def in_whole_pages(plan, shape):
 
 
 @given(problem=SMALL, policy=POLICIES, schedule=st.sampled_from(Schedule))
-@settings(max_examples=250, **CHECKED)
+@settings(max_examples=150, **CHECKED)
 def test_the_program_needs_what_the_linear_program_counts(problem, policy, schedule):
     plan = planned(problem, policy, schedule)
     shape, profile, workload = problem.shape, problem.profile, plan.workload
@@ -97,7 +97,7 @@ def test_the_program_needs_what_the_linear_program_counts(problem, policy, sched
 
 
 @given(problem=SMALL, policy=POLICIES, schedule=st.sampled_from(Schedule))
-@settings(max_examples=250, **CHECKED)
+@settings(max_examples=150, **CHECKED)
 def test_no_step_beats_its_bound_nor_the_linear_program(problem, policy, schedule):
     plan = planned(problem, policy, schedule)
     assert plan.step_s >= plan.bound_s * (1 - 1e-9)
@@ -149,26 +149,31 @@ LARGE = problems(
 )
 
 
-@pytest.mark.parametrize("policy", NEAR)
-@given(problem=LARGE, schedule=st.sampled_from(Schedule))
-@settings(max_examples=150, **CHECKED)
-def test_large_steps_come_within_a_tenth_of_their_bound(policy, problem, schedule):
+def decided_and_planned(problem, policy, schedule):
+    """A plan that fits, and whether memory leaves room for the staging that it asks for."""
     options = replace(problem.options, policy=policy, schedule=schedule)
     planner = Planner(problem.shape, problem.workload, problem.profile, options)
     decided = planner.decider.decide(policy, schedule)
     assume(decided.fits)
     roomy = planner.decider.estimated_step_s(decided) <= 1.03 * decided.optimum.step_s
-    plan = planner._predicted(decided, 0.0)
+    return planner._predicted(decided, 0.0), roomy
+
+
+@pytest.mark.parametrize("policy", NEAR)
+@given(problem=LARGE, schedule=st.sampled_from(Schedule))
+@settings(max_examples=60, **CHECKED)
+def test_large_steps_come_within_a_tenth_of_their_bound(policy, problem, schedule):
+    plan, roomy = decided_and_planned(problem, policy, schedule)
     assume(roomy and is_large(plan, problem))
     assert plan.step_s <= 1.1 * plan.bound_s
 
 
 @given(problem=LARGE)
-@settings(max_examples=60, **CHECKED)
+@settings(max_examples=30, **CHECKED)
 def test_the_paper_schedule_comes_near_its_own_bound(problem):
     """Its bound is that of its layers' turns, and the linear program's is no more than that."""
-    plan = planned(problem, Policy.KVPR, Schedule.ROW)
-    assume(plan.feasible and is_large(plan, problem))
+    plan, roomy = decided_and_planned(problem, Policy.KVPR, Schedule.ROW)
+    assume(roomy and is_large(plan, problem))
     program = plan_program(plan, problem.shape)
     bound = bound_s(program, problem.profile, problem.shape.dtype)
     assert bound == plan.bound_s >= max(plan.work_s.values())

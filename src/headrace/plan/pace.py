@@ -12,13 +12,13 @@ context goes through
 With L seconds of loads a layer and a lead of the link of at most r/B, that is followed from layer
 to layer here, as if work and data flowed evenly. Each copy and each kernel has its latency. While a
 granule of X is rebuilt and others are streamed, a part of the ring is needed to bridge that, and
-where it does not suffice the link waits at every one.
+where it does not suffice the device waits after every one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import (
@@ -29,6 +29,7 @@ from headrace.model.cost import (
 from headrace.model.shape import LayerGroup
 from headrace.plan.demands import cache_loads, host_attention, host_link_bytes
 from headrace.plan.device_time import DeviceTime
+from headrace.plan.flow import LayerFlow, StepFlow
 from headrace.plan.geometry import Geometry, Pace
 from headrace.plan.program import Optimum
 from headrace.plan.resources import Resource, Term
@@ -36,82 +37,10 @@ from headrace.plan.sharing import Sharing
 from headrace.plan.step_work import PATHS, StepWork, column
 from headrace.plan.weights import weight_slots
 
-_FIRST_TURNS = 8
 _BISECTIONS = 10
 
 _AS_GOOD = 1.003
 """A ring is long enough if a longer one would make the step shorter by less than this."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """Seconds of a layer that attends to the whole context, with one batch or all of them.
-
-    Attributes:
-        pause: the device's other work since the last such layer, P.
-        kept: attention to what stays on the device, R.
-        staged: work on what is staged, A.
-        loads: of the link, L.
-        host: of the host's cores alone, H.
-    """
-
-    pause: float
-    kept: float
-    staged: float
-    loads: float
-    host: float
-
-
-@dataclass(frozen=True)
-class _Flow:
-    """A step, or a batch's pass of it, layer by layer.
-
-    Attributes:
-        layers: the layers.
-        link_share: of its rate at which the link goes on while the cores are at work, a.
-        cores_share: of their rate at which the cores do while the link is at work, b.
-    """
-
-    layers: tuple[_Layer, ...]
-    link_share: float
-    cores_share: float
-
-    def seconds(self, most_ahead_s: float) -> float:
-        """Return the seconds of all layers, if the link can be ahead by so many seconds of its."""
-        lead_s = total_s = 0.0
-        same: tuple[_Layer | None, float] = (None, 0.0)
-        layer_s = after_s = 0.0
-        # The first turns tell how far the link is ahead when a step begins.
-        for turn, layer in enumerate((*self.layers[-_FIRST_TURNS:], *self.layers)):
-            if same[0] is not layer or same[1] != lead_s:
-                same = layer, lead_s
-                ahead_s = min(most_ahead_s, lead_s + layer.pause)
-                attend_s, loaded_s = self._attend(layer, ahead_s, most_ahead_s)
-                layer_s = layer.pause + attend_s
-                after_s = min(most_ahead_s, ahead_s + loaded_s - layer.loads)
-            lead_s = after_s
-            if turn >= min(_FIRST_TURNS, len(self.layers)):
-                total_s += layer_s
-        return total_s
-
-    def _attend(self, layer: _Layer, lead_s: float, most_ahead_s: float) -> tuple[float, float]:
-        """Return the seconds of a layer's attention, and those of loads that are done in them."""
-        at_most_s = max(0.0, layer.loads - lead_s + most_ahead_s)
-        both_s = min(at_most_s / self.link_share, layer.host / self.cores_share)
-        host_s = layer.host + both_s * (1 - self.cores_share)
-        # No slot is read while the device attends to what stays there: only the ring fills up.
-        kept_loads_s = min(self._loaded(layer.kept, both_s), max(0.0, most_ahead_s - lead_s))
-        missing_s = max(0.0, layer.loads - lead_s - kept_loads_s)
-        there_s = missing_s / self.link_share
-        if layer.kept + there_s > both_s:
-            there_s = missing_s + max(0.0, both_s - layer.kept) * (1 - self.link_share)
-        attend_s = max(layer.kept + max(layer.staged, there_s), host_s)
-        loaded_s = kept_loads_s + self._loaded(attend_s, both_s) - self._loaded(layer.kept, both_s)
-        return attend_s, min(at_most_s, max(loaded_s, kept_loads_s + missing_s))
-
-    def _loaded(self, seconds: float, both_s: float) -> float:
-        """Return what the link loads in so many seconds, in the first of which the cores work."""
-        return seconds - min(seconds, both_s) * (1 - self.link_share)
 
 
 class StepEstimate:
@@ -223,7 +152,7 @@ class StepEstimate:
     def _hosts(self) -> bool:
         return any(split.host > 0 for split in self._optimum.splits)
 
-    def _flow(self, copies_s: float, staged_s: float, hosts_s: float) -> _Flow:
+    def _flow(self, copies_s: float, staged_s: float, hosts_s: float) -> StepFlow:
         """Return the flow of a pass, with some seconds of a step besides the work itself."""
         units = self._work.passes * self._layers
         new_s = self._sum(self._device.new_tokens(windowed=False)) / units
@@ -234,7 +163,7 @@ class StepEstimate:
                 self._group_s(group, terms) / (group.layers * self._work.passes)
                 for terms in (self._kept, self._staged, self._loads, self._cores)
             )
-            of_group[group.shape] = _Layer(
+            of_group[group.shape] = LayerFlow(
                 0.0,
                 kept + new_s,
                 staged + staged_s / units,
@@ -242,21 +171,21 @@ class StepEstimate:
                 host + hosts_s / units + self._results_s(group) if host else 0.0,
             )
         shape = self._work.shape
-        nothing = _Layer(0.0, 0.0, 0.0, self._link_s / units, 0.0)
+        nothing = LayerFlow(0.0, 0.0, 0.0, self._link_s / units, 0.0)
         full = [
             of_group[layer]
             for index, layer in enumerate(shape.layers)
             if index not in shape.windowed_indices
         ]
         # Layers that are alike are one object, so that what they take is found once.
-        alike: dict[tuple[int, float], _Layer] = {}
+        alike: dict[tuple[int, float], LayerFlow] = {}
         layers = []
         for layer, pause in zip(full or [nothing], self._pauses(), strict=True):
             if (id(layer), pause) not in alike:
                 alike[id(layer), pause] = replace(layer, pause=pause)
             layers.append(alike[id(layer), pause])
         link_share, cores_share = self._shares()
-        return _Flow(tuple(layers), link_share, cores_share)
+        return StepFlow(tuple(layers), link_share, cores_share)
 
     def _shares(self) -> tuple[float, float]:
         """Return the shares of their rates at which link and cores go on beside each other."""

@@ -203,6 +203,14 @@ def test_rows_may_share_pages(attention):
     assert errors.are_small, errors
 
 
+@pytest.mark.parametrize("lengths", [(3000, 1000, 256), (700, 1, 0)])
+def test_many_heads(attention, lengths):
+    for dtype, grouped in ((torch.float32, 1), (torch.bfloat16, 5), (torch.bfloat16, 40)):
+        case = make_case(lengths, heads=9, grouped=grouped, dtype=dtype, hidden=0.1)
+        errors = errors_of(case, case.attend(attention))
+        assert errors.are_small, (dtype, grouped, errors)
+
+
 @needs_native
 @pytest.mark.parametrize("threads", range(1, 2 * CORES + 1))
 def test_any_number_of_threads(threads):

@@ -12,8 +12,8 @@ DRIVER = Path(__file__).parents[2] / "native" / "fuzz_host_attention.cpp"
 SECONDS, SEED = "2", "1"
 SANITIZERS = {
     "none": [],
-    "address and undefined": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-fsanitize=thread"],
+    "address and undefined": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-fsanitize=thread"],
 }
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def build_with(flags, sources, path):
     compiler = next((name for name in build.COMPILERS if shutil.which(name)), None)
     if compiler is None:
         pytest.skip("there is no C++ compiler")
-    command = [compiler, *build.FLAGS, "-O1", "-g", *flags, f"-I{build.FOLDER}"]
+    command = [compiler, *build.FLAGS, "-g", *flags, f"-I{build.FOLDER}"]
     done = subprocess.run(
         [*command, *map(str, sources), "-o", str(path)], capture_output=True, text=True
     )

@@ -23,12 +23,15 @@
 namespace headrace {
 namespace {
 
-// Tokens of an item. Few items a thread leave cores idle at the end; short items repeat what an
-// item costs besides its tokens. What is short enough for balance may be short beyond need.
+// How large items are, in tokens times heads. Few items a thread leave cores idle at the end; short
+// items repeat what an item costs besides its tokens.
 constexpr int64_t kItemsPerThread = 32;
+constexpr int64_t kFewItemsPerThread = 4;
 constexpr int64_t kUsualItem = 512;
-constexpr int64_t kFewItemsPerThread = 2;
-constexpr int64_t kShortestItem = 2 * kBlock;
+constexpr int64_t kFewestTokens = 2 * kBlock;
+
+// Queries and sums of an item's heads stay in a core's second cache.
+constexpr int64_t kItemStateBytes = 1 << 16;
 
 constexpr int64_t kReadPiece = 1 << 20;
 constexpr int64_t kAlignment = 64;
@@ -63,7 +66,7 @@ class Buffer {
 
 }  // namespace
 
-// Where the partial results of one row and head are.
+// Where the partial results of one row and head are; a row's slots are by part, then head.
 struct Parts {
   int64_t first_slot;
   int64_t count;
@@ -118,54 +121,63 @@ class Attention {
     return call_.entry_token[call_.row_entry[row + 1]] - call_.entry_token[call_.row_entry[row]];
   }
 
-  // Tokens of an item: the same for all rows, so that rows which share pages share items' bounds.
-  int64_t item_tokens() const {
+  // Decides how many heads and tokens an item has: the same for all rows, so that rows which share
+  // pages share items' bounds.
+  void choose_item() {
     const int64_t* token = call_.entry_token;
-    const int64_t all =
-        (token[call_.row_entry[call_.rows]] - token[call_.row_entry[0]]) * call_.heads;
+    const int64_t tokens = token[call_.row_entry[call_.rows]] - token[call_.row_entry[0]];
     const int64_t threads = pool_.pool.threads();
-    int64_t tokens = all / (threads * kItemsPerThread);
-    if (tokens < kUsualItem) {
-      tokens = std::min(kUsualItem, std::max(kShortestItem, all / (threads * kFewItemsPerThread)));
-    }
-    return rounded_up(tokens, kBlock);
+    const int64_t work = tokens * call_.heads;
+    const int64_t wanted = std::max(kUsualItem, work / (threads * kItemsPerThread));
+    const int64_t most_heads = std::max<int64_t>(1, kItemStateBytes / head_state_bytes());
+    item_heads_ = std::min(call_.heads, most_heads);
+    item_tokens_ = std::max(kGroupTokens, rounded_up(wanted / item_heads_, kGroupTokens));
+    item_heads_ = std::min(item_heads_, std::max<int64_t>(1, wanted / item_tokens_));
+    const int64_t few = threads * kFewItemsPerThread;
+    if (work < few * item_tokens_ * item_heads_) item_heads_ = 1;
+    if (work < few * item_tokens_) item_tokens_ = kFewestTokens;
   }
 
-  // Lists the items. Those of the same tokens and head come together over all rows, so that a page
+  // Lists the items. Those of the same tokens and heads come together over all rows, so that a page
   // that several rows share is likely still in a cache when the next one reads it.
   void divide() {
-    const int64_t tokens = item_tokens();
+    choose_item();
     fit_parts();
-    int64_t slots = 0, most = 0;
+    slots_ = 0;
+    int64_t most = 0;
     for (int64_t row = 0; row < call_.rows; ++row) {
-      const int64_t count = divided_up(tokens_of(row), tokens);
+      const int64_t count = divided_up(tokens_of(row), item_tokens_);
       most = std::max(most, count);
       for (int64_t head = 0; head < call_.heads; ++head) {
         Parts& parts = pool_.parts[row * call_.heads + head];
-        parts.first_slot = slots;
+        parts.first_slot = slots_ + head;
         parts.count = count;
         parts.missing = count;
-        if (count > 1) slots += count;
         if (count == 0) clear(row * call_.heads + head);
       }
+      if (count > 1) slots_ += count * call_.heads;
     }
-    slots_ = slots;
     pool_.items.clear();
     for (int64_t piece = 0; piece < most; ++piece) {
-      for (int64_t head = 0; head < call_.heads; ++head) {
-        for (int64_t row = 0; row < call_.rows; ++row) add_item(row, head, piece, tokens);
+      for (int64_t head = 0; head < call_.heads; head += item_heads_) {
+        for (int64_t row = 0; row < call_.rows; ++row) add_item(row, head, piece);
       }
     }
     job_.items = pool_.items.data();
     job_.item_count = static_cast<int64_t>(pool_.items.size());
   }
 
-  void add_item(int64_t row, int64_t head, int64_t piece, int64_t tokens) {
+  void add_item(int64_t row, int64_t head, int64_t piece) {
     const Parts& parts = pool_.parts[row * call_.heads + head];
     if (piece >= parts.count) return;
-    const int64_t first = piece * tokens;
-    pool_.items.push_back({row, head, first, std::min(tokens, tokens_of(row) - first),
-                           parts.count > 1 ? parts.first_slot + piece : -1});
+    const int64_t first = piece * item_tokens_;
+    pool_.items.push_back({row, head, std::min(item_heads_, call_.heads - head), first,
+                           std::min(item_tokens_, tokens_of(row) - first),
+                           parts.count > 1 ? slot_of(parts, piece) : -1});
+  }
+
+  int64_t slot_of(const Parts& parts, int64_t piece) const {
+    return parts.first_slot + piece * call_.heads;
   }
 
   void fit_parts() {
@@ -187,21 +199,24 @@ class Attention {
 
   int64_t padded_row_bytes() const { return rounded_up(call_.width, 32) * 4; }
   int64_t padded_queries_bytes() const { return rounded_up(call_.grouped, 16) * 4; }
+  int64_t head_state_bytes() const {
+    return 2 * call_.grouped * padded_row_bytes() + 3 * padded_queries_bytes();
+  }
   int64_t scratch_bytes() const {
-    return 2 * call_.grouped * padded_row_bytes() + padded_queries_bytes() * (kBlock + 3);
+    return padded_queries_bytes() * kBlock + item_heads_ * head_state_bytes();
   }
 
-  Scratch scratch_of(int thread) {
-    char* place = pool_.scratch[static_cast<size_t>(thread)].fit(scratch_bytes());
+  Scratch scratch_of(char* memory, int64_t head) const {
+    char* place = memory + padded_queries_bytes() * kBlock + head * head_state_bytes();
     auto take = [&place](int64_t bytes) {
       char* taken = place;
       place += bytes;
       return reinterpret_cast<float*>(taken);
     };
     Scratch scratch;
+    scratch.scores = reinterpret_cast<float*>(memory);
     scratch.query = take(call_.grouped * padded_row_bytes());
     scratch.sums = take(call_.grouped * padded_row_bytes());
-    scratch.scores = take(padded_queries_bytes() * kBlock);
     scratch.maximum = take(padded_queries_bytes());
     scratch.total = take(padded_queries_bytes());
     scratch.factor = take(padded_queries_bytes());
@@ -209,7 +224,7 @@ class Attention {
   }
 
   void work(int thread) {
-    const Scratch scratch = scratch_of(thread);
+    char* memory = pool_.scratch[static_cast<size_t>(thread)].fit(scratch_bytes());
     BlockStream stream(job_);
     TokenBlock blocks[2];
     int now = 0;
@@ -218,8 +233,9 @@ class Attention {
       const TokenBlock& block = blocks[now];
       now = 1 - now;
       more = stream.next(blocks[now]);
+      const Scratch scratch = scratch_of(memory, block.head);
       kernel_.attend(job_.shape, scratch, block, more ? &blocks[now] : nullptr);
-      if (block.last) finish(scratch, *block.item);
+      if (block.last) finish(scratch, block);
     }
   }
 
@@ -248,9 +264,10 @@ class Attention {
     std::fill_n(result.total, call_.grouped, 0.0f);
   }
 
-  void finish(const Scratch& scratch, const Item& item) {
-    const int64_t row_head = item.row * call_.heads + item.head;
-    const Result to = item.slot < 0 ? result_at(row_head) : slot_at(item.slot);
+  void finish(const Scratch& scratch, const TokenBlock& block) {
+    const Item& item = *block.item;
+    const int64_t row_head = item.row * call_.heads + item.head + block.head;
+    const Result to = item.slot < 0 ? result_at(row_head) : slot_at(item.slot + block.head);
     kernel_.finish(job_.shape, scratch, to.output, to.maximum, to.total);
     Parts& parts = pool_.parts[row_head];
     // Whoever finishes the last part merges them all, in their order: whatever the threads do, the
@@ -264,14 +281,14 @@ class Attention {
     for (int64_t query = 0; query < call_.grouped; ++query) {
       float maximum = -INFINITY;
       for (int64_t part = 0; part < parts.count; ++part) {
-        maximum = std::max(maximum, slot_at(parts.first_slot + part).maximum[query]);
+        maximum = std::max(maximum, slot_at(slot_of(parts, part)).maximum[query]);
       }
       const float finite = maximum == -INFINITY ? 0.0f : maximum;
       float* output = to.output + query * call_.width;
       std::fill_n(output, call_.width, 0.0f);
       float total = 0.0f;
       for (int64_t part = 0; part < parts.count; ++part) {
-        const Result from = slot_at(parts.first_slot + part);
+        const Result from = slot_at(slot_of(parts, part));
         const float factor = std::exp(from.maximum[query] - finite);
         const float* sums = from.output + query * call_.width;
         for (int64_t i = 0; i < call_.width; ++i) output[i] += factor * sums[i];
@@ -286,6 +303,8 @@ class Attention {
   const headrace_call& call_;
   const Kernel& kernel_;
   const int64_t slot_floats_;
+  int64_t item_heads_ = 1;
+  int64_t item_tokens_ = 0;
   int64_t slots_ = 0;
   Job job_;
 };

@@ -23,13 +23,14 @@ struct Shape {
   float softcap;
 };
 
-// Part of the work of a call: some tokens of one row, for one key/value head.
+// Part of the work of a call: some tokens of one row, for some key/value heads.
 struct Item {
   int64_t row;
-  int64_t head;
+  int64_t head;  // the first
+  int64_t heads;
   int64_t token;  // the first, counted within the row
   int64_t count;
-  int64_t slot;  // where its partial result goes; -1 for straight into the output
+  int64_t slot;  // where the first head's partial result goes; -1 for straight into the output
 };
 
 // Tokens of a block whose keys lie one after the other, as do their values.
@@ -39,23 +40,24 @@ struct Run {
   int count;
 };
 
-// Some of the tokens of an item.
+// Some of the tokens of an item, for one of its heads.
 struct TokenBlock {
   const char* key[kBlock + kBlockPadding];
   const char* value[kBlock + kBlockPadding];
   int count;
   Run runs[kBlock];  // the same tokens
   int run_count;
-  bool first;  // of its item
+  bool first;  // of its item and head
   bool last;
+  int64_t head;  // counted from the item's first
   const void* query;
   const Item* item;
 };
 
-// Buffers of one thread.
+// Buffers of one thread and head.
 struct Scratch {
   void* query;     // [grouped, padded width], prepared by the kernel
-  float* scores;   // [grouped, kBlock], then the weights
+  float* scores;   // [grouped, kBlock], then the weights; the same for all heads
   float* sums;     // [grouped, padded width], in the kernel's own order
   float* maximum;  // [grouped], padded, like the next two
   float* total;

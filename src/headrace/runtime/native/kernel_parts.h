@@ -47,32 +47,42 @@ class Ahead {
   // Spreads the lines evenly over a number of calls of advance. No block: nothing to do.
   Ahead(const TokenBlock* block, const char* Run::* start, int64_t row_bytes, int64_t calls)
       : block_(block), start_(start), row_bytes_(row_bytes) {
-    if (!block || block->count == 0) return;
-    left_ = (block->count * row_bytes + kLineBytes - 1) / kLineBytes;
-    per_call_ = (left_ + calls - 1) / calls;
+    if (block) {
+      const int64_t lines = (block->count * row_bytes + kLineBytes - 1) / kLineBytes;
+      step_bytes_ = (lines + calls - 1) / calls * kLineBytes;
+    }
     open_run();
   }
 
   HEADRACE_INLINE void advance() {
-    for (int64_t end = left_ > per_call_ ? left_ - per_call_ : 0; left_ > end; --left_) {
-      // Into the second cache: what waits for the first one's few places holds up the kernel.
-      __builtin_prefetch(line_, 0, 2);
-      line_ += kLineBytes;
-      if (line_ >= end_ && ++run_ < block_->run_count) open_run();
-    }
+    const char* line = line_;
+    const char* stop = end_ - line < step_bytes_ ? end_ : line + step_bytes_;
+    // Into the second cache: the first one has few places for lines that are on their way, and the
+    // kernel's own loads need them.
+    for (; line < stop; line += kLineBytes) __builtin_prefetch(line, 0, 2);
+    line_ = line;
+    if (line >= end_) open_run();
   }
 
  private:
   void open_run() {
-    line_ = block_->runs[run_].*start_;
-    end_ = line_ + block_->runs[run_].count * row_bytes_;
+    if (block_ && run_ < block_->run_count) {
+      line_ = block_->runs[run_].*start_;
+      end_ = line_ + block_->runs[run_].count * row_bytes_;
+      ++run_;
+    } else {
+      // Nothing is left: a place that advance never moves beyond.
+      static const char nowhere = 0;
+      line_ = &nowhere;
+      end_ = line_ + 1;
+      step_bytes_ = 0;
+    }
   }
 
   const TokenBlock* block_;
   const char* Run::* start_;
   int64_t row_bytes_;
-  int64_t left_ = 0;
-  int64_t per_call_ = 0;
+  int64_t step_bytes_ = 0;
   int run_ = 0;
   const char* line_ = nullptr;
   const char* end_ = nullptr;

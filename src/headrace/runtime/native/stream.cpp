@@ -5,28 +5,60 @@
 namespace headrace {
 
 bool BlockStream::next(TokenBlock& block) {
-  if (!item_ && !claim()) return false;
+  if (!item_) {
+    if (!claim()) return false;
+    gather_group();
+  }
   const headrace_call& call = *job_.call;
-  const int64_t query_row = (item_->row * call.heads + item_->head) * call.grouped;
-  block.query = static_cast<const char*>(call.query) + query_row * job_.shape.row_bytes;
+  const Places& places = group_[block_];
+  const int64_t query = (item_->row * call.heads + item_->head + head_) * call.grouped;
+  block.query = static_cast<const char*>(call.query) + query * job_.shape.row_bytes;
   block.item = item_;
-  block.first = first_;
+  block.head = head_;
+  block.first = first_group_ && block_ == 0;
+  block.last = left_ == 0 && block_ == group_blocks_ - 1;
+  write_block(places, head_ * strip_bytes_, block);
+  if (++block_ == group_blocks_) {
+    block_ = 0;
+    if (++head_ == item_->heads) end_group();
+  }
+  return true;
+}
+
+void BlockStream::end_group() {
+  head_ = 0;
+  first_group_ = false;
+  if (left_ > 0) {
+    gather_group();
+  } else {
+    item_ = nullptr;
+  }
+}
+
+void BlockStream::write_block(const Places& places, int64_t offset, TokenBlock& block) {
+  const int64_t row_bytes = job_.shape.row_bytes;
   block.count = 0;
-  block.run_count = 0;
-  fill(block);
+  block.run_count = places.run_count;
+  for (int run = 0; run < places.run_count; ++run) {
+    const Run& from = places.runs[run];
+    const char* key = from.key + offset;
+    const char* value = from.value + offset;
+    block.runs[run] = {key, value, from.count};
+    for (int token = 0; token < from.count; ++token) {
+      block.key[block.count + token] = key + token * row_bytes;
+      block.value[block.count + token] = value + token * row_bytes;
+    }
+    block.count += from.count;
+  }
   std::fill_n(block.key + block.count, kBlockPadding, job_.zeros);
   std::fill_n(block.value + block.count, kBlockPadding, job_.zeros);
-  first_ = false;
-  block.last = left_ == 0;
-  if (block.last) item_ = nullptr;
-  return true;
 }
 
 bool BlockStream::claim() {
   const int64_t number = job_.next_item.fetch_add(1, std::memory_order_relaxed);
   if (number >= job_.item_count) return false;
   item_ = job_.items + number;
-  first_ = true;
+  first_group_ = true;
   left_ = item_->count;
   const headrace_call& call = *job_.call;
   const int64_t* begin = call.entry_token + call.row_entry[item_->row];
@@ -55,22 +87,28 @@ void BlockStream::open_entry() {
   entry_left_ = call.entry_token[entry_ + 1] - call.entry_token[entry_];
 }
 
-void BlockStream::fill(TokenBlock& block) {
+// Finds the item's next tokens: at least one block, which may be empty if all others are hidden.
+void BlockStream::gather_group() {
+  group_blocks_ = 0;
+  do {
+    gather(group_[group_blocks_++]);
+  } while (left_ > 0 && group_blocks_ < kGroupBlocks);
+}
+
+void BlockStream::gather(Places& places) {
   const int64_t row_bytes = job_.shape.row_bytes;
-  while (left_ > 0 && block.count < kBlock) {
+  places.count = 0;
+  places.run_count = 0;
+  while (left_ > 0 && places.count < kBlock) {
     while (entry_left_ == 0) {
       ++entry_;
       open_entry();
     }
-    const int64_t run = visible_run(std::min<int64_t>(kBlock - block.count, left_));
-    const char* key = key_ + place_ * row_bytes;
-    const char* value = value_ + place_ * row_bytes;
-    for (int64_t token = 0; token < run; ++token) {
-      block.key[block.count + token] = key + token * row_bytes;
-      block.value[block.count + token] = value + token * row_bytes;
-    }
-    if (run > 0) block.runs[block.run_count++] = {key, value, static_cast<int>(run)};
-    block.count += static_cast<int>(run);
+    const int64_t run = visible_run(std::min<int64_t>(kBlock - places.count, left_));
+    if (run == 0) continue;
+    const int64_t offset = place_ * row_bytes;
+    places.runs[places.run_count++] = {key_ + offset, value_ + offset, static_cast<int>(run)};
+    places.count += static_cast<int>(run);
     place_ += run;
     entry_left_ -= run;
     left_ -= run;

@@ -11,6 +11,12 @@
 
 namespace headrace {
 
+// Blocks of one head that follow each other before the next head's. The keys of a page's heads lie
+// one after the other, so that what a processor fetches beyond one head's is soon of use; but each
+// change of the head brings other queries and sums into the nearest cache.
+constexpr int kGroupBlocks = 4;
+constexpr int64_t kGroupTokens = kGroupBlocks * kBlock;
+
 // What the threads of a call share.
 struct Job {
   const headrace_call* call;
@@ -25,20 +31,33 @@ struct Job {
 // done, so that its keys can be prefetched even across items.
 class BlockStream {
  public:
-  explicit BlockStream(Job& job) : job_(job) {}
+  explicit BlockStream(Job& job)
+      : job_(job), strip_bytes_(job.call->page_tokens * job.shape.row_bytes) {}
 
   // Fills a block; returns whether there was one.
   bool next(TokenBlock& block);
 
  private:
+  // The tokens of a block, for the item's first head.
+  struct Places {
+    Run runs[kBlock];
+    int run_count;
+    int count;
+  };
+
   bool claim();
   void open_entry();
-  void fill(TokenBlock& block);
+  void gather_group();
+  void end_group();
+  void write_block(const Places& places, int64_t offset, TokenBlock& block);
+  void gather(Places& places);
   int64_t visible_run(int64_t most);
 
   Job& job_;
+  const int64_t strip_bytes_;  // of one head's tokens in a page
   const Item* item_ = nullptr;
-  bool first_ = false;
+
+  // Where in the item's tokens the next group begins.
   int64_t left_ = 0;  // tokens of the item that have not been looked at
   int64_t entry_ = 0;
   int64_t place_ = 0;       // in the entry's page
@@ -46,6 +65,13 @@ class BlockStream {
   const char* key_ = nullptr;
   const char* value_ = nullptr;
   const uint64_t* mask_ = nullptr;
+
+  // The group, and which block of it comes next.
+  Places group_[kGroupBlocks];
+  int group_blocks_ = 0;
+  int block_ = 0;
+  int64_t head_ = 0;
+  bool first_group_ = false;
 };
 
 }  // namespace headrace
