@@ -12,7 +12,7 @@ from headrace import __version__
 from headrace.cli import output
 from headrace.cli.parser import Parser
 
-COMMANDS = ("profile", "plan", "generate", "audit", "bench", "demo")
+COMMANDS = ("profile", "plan", "generate", "batch", "audit", "bench", "demo")
 """Each is a module here with ``add_parser(subparsers)`` and ``run(args) -> int``.
 
 Such a module is imported for every command, so it imports torch and the like inside ``run``.

@@ -9,7 +9,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -19,10 +19,12 @@ from headrace.engine.loading import LoadedModel, load_model
 from headrace.engine.measure import without_first
 from headrace.engine.prompts import encode_prompts, max_context
 from headrace.engine.request import RequestOutput, SamplingParams
-from headrace.engine.sampling import RowSampler, choose_tokens
+from headrace.engine.row import Row
+from headrace.engine.sampling import choose_tokens
 from headrace.errors import ConfigurationError, ModelError
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.cache import HostCache
+from headrace.hf.observe import text_config
 from headrace.hf.planning import CacheOptions
 from headrace.plan.plan import Plan
 from headrace.plan.simulate import steady_step_s
@@ -103,6 +105,7 @@ class LLM:
         """The plan of the last call of ``generate``."""
         self._name = loaded.name
         self._max_context = max_context(self.model)
+        self._vocab_size = int(text_config(self.model).vocab_size)
         self._tracing = False
         self._timelines: tuple[Timeline, ...] = ()
         self._cache_options = {
@@ -133,9 +136,10 @@ class LLM:
             params: how to choose tokens: for all prompts, or one each.
 
         Returns:
-            One output a prompt, in their order.
+            One output a prompt, in their order, with as many samples as its params ask for.
 
         Raises:
+            ConfigurationError: a prompt is empty, or params name a token that the model lacks.
             ContextLengthError: a prompt is as long as the model's context, or longer.
             MemoryBudgetError: the batch does not fit the budgets.
         """
@@ -144,21 +148,37 @@ class LLM:
         if not texts:
             return []
         tokens = encode_prompts(self.tokenizer, texts, self._max_context)
-        each = [
-            replace(one, max_tokens=min(one.max_tokens, self._max_context - len(prompt)))
-            for one, prompt in zip(each, tokens, strict=True)
-        ]
-        ids, mask = pad_left(tokens, int(self.tokenizer.pad_token_id or 0))
-        longest = max(one.max_tokens for one in each)
+        samples = self._samples(each, tokens)
+        ids, mask = pad_left([prompt for prompt, _ in samples], self.tokenizer.pad_token_id or 0)
+        longest = max(params.max_tokens for _, params in samples)
         with (
             calm_collector(),
             HostCache(self.model, reserve_tokens=longest, **self._cache_options) as cache,  # type: ignore[arg-type]
         ):
             batch = StaticBatch(self.model, ids, mask, cache)
-            rows = [_Row(self, one) for one in each]
+            ends = _end_tokens(self)
+            rows = [Row(self.tokenizer, one, prompt, ends) for prompt, one in samples]
             self._run(batch, rows, cache)
+        remaining = iter(rows)
         return [
-            row.output(text, prompt) for row, text, prompt in zip(rows, texts, tokens, strict=True)
+            RequestOutput(
+                prompt=text,
+                prompt_token_ids=tuple(prompt),
+                outputs=tuple(next(remaining).output(index) for index in range(one.n)),
+            )
+            for text, prompt, one in zip(texts, tokens, each, strict=True)
+        ]
+
+    def _samples(
+        self, each: list[SamplingParams], tokens: list[list[int]]
+    ) -> list[tuple[list[int], SamplingParams]]:
+        """Return the prompt and the params of each row: ``n`` rows for a prompt, side by side."""
+        for one in each:
+            one.check_vocabulary(self._vocab_size)
+        return [
+            (prompt, one.of_sample(index).within(self._max_context - len(prompt)))
+            for one, prompt in zip(each, tokens, strict=True)
+            for index in range(one.n)
         ]
 
     @staticmethod
@@ -174,7 +194,7 @@ class LLM:
             )
         return list(params)
 
-    def _run(self, batch: StaticBatch, rows: list[_Row], cache: HostCache) -> None:
+    def _run(self, batch: StaticBatch, rows: list[Row], cache: HostCache) -> None:
         """Generate until every row is finished."""
         if next(self.model.parameters()).is_cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -184,15 +204,15 @@ class LLM:
         samplers = [row.sampler for row in rows]
         generated = 0
         while True:
-            tokens = choose_tokens(samplers, logits)
+            choices = choose_tokens(samplers, logits)
             moments_s.append(time.perf_counter())
-            for row, token in zip(rows, tokens, strict=True):
-                row.take(token)
+            for row, choice in zip(rows, choices, strict=True):
+                row.take(choice)
             running = torch.tensor([not row.finished for row in rows])
             if not running.any():
                 break
             generated += int(running.sum())
-            logits = batch.step(torch.tensor(tokens), running)
+            logits = batch.step(torch.tensor([choice.token_id for choice in choices]), running)
         first_s, *step_s = [later - earlier for earlier, later in itertools.pairwise(moments_s)]
         self._note(cache, first_s, step_s, generated)
 
@@ -220,54 +240,6 @@ class LLM:
             # Numbered from 0, as predicted ones are: a page lays steps of a number over each other.
             measured = without_first(cache.timeline(label), 0)
             self._timelines = (measured,) if predicted is None else (predicted, measured)
-
-
-class _Row:
-    """One prompt's generation."""
-
-    def __init__(self, llm: LLM, params: SamplingParams) -> None:
-        self.sampler = RowSampler(params)
-        self.finished = False
-        self._params = params
-        self._tokenizer = llm.tokenizer
-        self._tokens: list[int] = []
-        self._reason = "length"
-        self._end_tokens = set() if params.ignore_eos else _end_tokens(llm)
-
-    def take(self, token: int) -> None:
-        """Add a token, unless the row is finished."""
-        if self.finished:
-            return
-        self._tokens.append(token)
-        if token in self._end_tokens or self._stop_at() is not None:
-            self._reason, self.finished = "stop", True
-        elif len(self._tokens) >= self._params.max_tokens:
-            self.finished = True
-
-    def _text(self) -> str:
-        ended = bool(self._tokens) and self._tokens[-1] in self._end_tokens
-        kept = self._tokens[:-1] if ended else self._tokens
-        text: str = self._tokenizer.decode(kept)
-        return text
-
-    def _stop_at(self) -> int | None:
-        """Return where the first stop string begins, or None."""
-        if not self._params.stop:
-            return None
-        text = self._text()
-        places = [place for stop in self._params.stop if (place := text.find(stop)) >= 0]
-        return min(places, default=None)
-
-    def output(self, prompt: str, prompt_tokens: list[int]) -> RequestOutput:
-        """Return the finished row."""
-        text, stop_at = self._text(), self._stop_at()
-        return RequestOutput(
-            prompt=prompt,
-            prompt_token_ids=tuple(prompt_tokens),
-            text=text if stop_at is None else text[:stop_at],
-            token_ids=tuple(self._tokens),
-            finish_reason=self._reason,
-        )
 
 
 def _end_tokens(llm: LLM) -> set[int]:

@@ -6,6 +6,7 @@ hooks that tell which cache a forward runs with and what each attention module's
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from headrace.hf.attention import set_target
 from headrace.hf.observe import ObservedLayer, observe, text_config
 from headrace.hf.switch import AttentionSwitch
+from headrace.hf.weights import placed_weights
 from headrace.model.projection import LayerProjection, find_projection
 from headrace.model.rotary import rotary_modules
 from headrace.runtime.attention import Scoring
@@ -46,17 +48,21 @@ class Attachment:
     Attributes:
         layers: what was observed of each attention layer.
         projections: for each layer how to rebuild its keys and values, or why that is not possible.
+        placed: where the model's weights are, if some of them are streamed.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers: list[ObservedLayer] = observe(model)
+        self.placed = placed_weights(model)
         embeddings = rotary_modules(model)
-        self.projections: list[LayerProjection | str] = [
-            find_projection(layer.observation, embeddings)
-            if layer.scoring.window is None
-            else "it attends to a sliding window, which stays on the device"
-            for layer in self.layers
-        ]
+        self.projections: list[LayerProjection | str] = []
+        for number, layer in enumerate(self.layers):
+            with self._holding(number):
+                self.projections.append(
+                    find_projection(layer.observation, embeddings)
+                    if layer.scoring.window is None
+                    else "it attends to a sliding window, which stays on the device"
+                )
         self.users = 0
         self._model = model
         self._switch = AttentionSwitch(model)
@@ -75,9 +81,14 @@ class Attachment:
         for module in self._layer_of:
             self._hooks.append(module.register_forward_pre_hook(self._note_input, with_kwargs=True))
             set_target(module, self)
-        for projection in self.projections:
+        for number, projection in enumerate(self.projections):
             if isinstance(projection, LayerProjection):
-                projection.source.merge()
+                with self._holding(number):
+                    projection.source.merge()
+
+    def _holding(self, layer: int) -> AbstractContextManager[None]:
+        """Have a layer's weights on the device for a while."""
+        return nullcontext() if self.placed is None else self.placed.holding(layer)
 
     def close(self) -> None:
         """Leave the model as it was."""

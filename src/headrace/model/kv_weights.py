@@ -38,77 +38,129 @@ class KvSource(ABC):
 
 
 class SeparateLinears(KvSource):
-    """Two linear layers. Merged, they are one matrix product over one buffer."""
+    """Two linear layers. Where their weights are side by side they are one matrix product."""
 
     def __init__(self, key: nn.Module, value: nn.Module) -> None:
         self._key = key
         self._value = value
-        self._weight: Tensor | None = None
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._copied = False
         self._bias: Tensor | None = None
 
     def __call__(self, activations: Tensor) -> Tensor:
         """Return keys and values side by side."""
-        if self._weight is None:
+        if not self._pairs:
             return torch.cat([self._key(activations), self._value(activations)], dim=-1)
-        return F.linear(activations, self._weight, self._bias)
+        weight, *biases = (_as_one(*pair) for pair in self._pairs)
+        return F.linear(activations, weight, biases[0] if biases else self._bias)
 
     def merge(self) -> None:
         """Bring both weights into one buffer and let the parameters be views of it."""
-        key, value = self._key, self._value
-        if type(key) is not nn.Linear or type(value) is not nn.Linear:
-            return
-        if key.weight.device.type == "meta" or key.weight.dtype != value.weight.dtype:
-            return
-        self._weight = _merged(key.weight, value.weight)
-        biases = [bias for layer in (key, value) if (bias := _bias_of(layer)) is not None]
-        if len(biases) == 2:
-            self._bias = _merged(*biases)
-        elif biases:
-            self._bias = torch.cat([_bias_or_zeros(key), _bias_or_zeros(value)])
+        self._pairs = list(_mergeable(self._key, self._value))
+        for pair in self._pairs:
+            if not _is_one(*pair):
+                _merge(*pair)
+                self._copied = True
+        if len(self._pairs) == 1:
+            self._bias = _lone_bias(self._key, self._value)
 
     def restore(self) -> None:
-        """Give each parameter memory of its own again."""
-        if self._weight is None:
-            return
-        for layer in (self._key, self._value):
-            for parameter in layer.parameters(recurse=False):
-                parameter.data = parameter.data.clone()
-        self._weight = self._bias = None
+        """Give each parameter memory of its own again, if that was taken from it."""
+        if self._copied:
+            for layer in (self._key, self._value):
+                for parameter in layer.parameters(recurse=False):
+                    parameter.data = parameter.data.clone()
+        self._pairs, self._copied = [], False
+        self._bias = None
 
 
-def _bias_of(layer: nn.Linear) -> Tensor | None:
-    bias: Tensor | None = layer.bias
-    return bias
+def side_by_side(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs of a module's own parameters that are best kept side by side.
+
+    They are the weights, and the biases, of separate linear layers for keys and values.
+    """
+    for key_name, value_name in _SEPARATE:
+        key, value = getattr(module, key_name, None), getattr(module, value_name, None)
+        if isinstance(key, nn.Module) and isinstance(value, nn.Module):
+            yield from _mergeable(key, value)
 
 
-def _bias_or_zeros(layer: nn.Linear) -> Tensor:
-    bias = _bias_of(layer)
-    return layer.weight.new_zeros(layer.out_features) if bias is None else bias.detach()
+def _mergeable(key: nn.Module, value: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield weights, then biases, if they can be one product's."""
+    if type(key) is not nn.Linear or type(value) is not nn.Linear:
+        return
+    if key.weight.device.type == "meta" or key.weight.dtype != value.weight.dtype:
+        return
+    yield key.weight, value.weight
+    biases = _bias_of(key), _bias_of(value)
+    if biases[0] is not None and biases[1] is not None:
+        yield biases[0], biases[1]
 
 
-def _merged(first: Tensor, second: Tensor) -> Tensor:
-    """Return both parameters in one buffer, and make them views of it."""
+def _bias_of(layer: nn.Module) -> Tensor | None:
+    bias = getattr(layer, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
+def _lone_bias(key: nn.Module, value: nn.Module) -> Tensor | None:
+    """Return the bias of the one of two layers that has one, with zeros for the other, or None."""
+    if _bias_of(key) is None and _bias_of(value) is None:
+        return None
+    parts = []
+    for layer in (key, value):
+        assert isinstance(layer, nn.Linear)
+        bias = _bias_of(layer)
+        parts.append(layer.weight.new_zeros(layer.out_features) if bias is None else bias.detach())
+    return torch.cat(parts)
+
+
+def _is_one(first: Tensor, second: Tensor) -> bool:
+    """Return whether a tensor begins where another one ends."""
+    same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    whole = first.is_contiguous() and second.is_contiguous()
+    return same and whole and second.storage_offset() == first.storage_offset() + first.numel()
+
+
+def _as_one(first: Tensor, second: Tensor) -> Tensor:
+    """Return both as one tensor, without a copy: wherever they are now, they are side by side."""
+    size = (first.shape[0] + second.shape[0], *first.shape[1:])
+    return first.detach().as_strided(size, first.stride())
+
+
+def _merge(first: Tensor, second: Tensor) -> None:
+    """Bring both parameters into one buffer, and make them views of it."""
     buffer = torch.cat([first.detach(), second.detach()])
     first.data, second.data = buffer[: first.shape[0]], buffer[first.shape[0] :]
-    return buffer
 
 
 class FusedLinear(KvSource):
     """Rows of one weight that also makes the queries.
 
     Args:
-        weight: ``[out, M]``, a view of the module's.
-        bias: ``[out]``, or None.
+        fused: the module whose weight it is.
         rows: the outputs that are keys, then values: a slice (a view) or indices (a copy).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: slice | Tensor) -> None:
-        self._weight = weight[rows]
-        self._bias = None if bias is None else bias[rows]
+    def __init__(self, fused: nn.Module, rows: slice | Tensor) -> None:
+        self._fused = fused
+        self._rows = rows
+        self._copies = None if isinstance(rows, slice) else self._chosen()
 
     def __call__(self, activations: Tensor) -> Tensor:
         """Return keys and values side by side."""
-        return F.linear(activations, self._weight, self._bias)
+        weight, bias = self._copies or self._chosen()
+        return F.linear(activations, weight, bias)
+
+    def _chosen(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = _outputs_first(self._fused), getattr(self._fused, "bias", None)
+        chosen = bias.detach()[self._rows] if isinstance(bias, Tensor) else None
+        return weight[self._rows], chosen
+
+
+def _outputs_first(fused: nn.Module) -> Tensor:
+    """Return a view of a projection's weight whose rows are its outputs."""
+    weight: Tensor = fused.weight.detach()  # type: ignore[operator]
+    return weight.t() if type(fused).__name__ == "Conv1D" else weight
 
 
 def kv_sources(module: nn.Module, num_kv_heads: int, head_dim: int) -> Iterator[KvSource]:
@@ -127,27 +179,21 @@ def kv_sources(module: nn.Module, num_kv_heads: int, head_dim: int) -> Iterator[
         fused = getattr(module, name, None)
         weight = getattr(fused, "weight", None)
         if isinstance(fused, nn.Module) and isinstance(weight, Tensor) and weight.dim() == 2:
-            yield from _fused_sources(fused, weight, num_kv_heads, head_dim)
+            yield from _fused_sources(fused, num_kv_heads, head_dim)
 
 
-def _fused_sources(
-    fused: nn.Module, weight: Tensor, num_kv_heads: int, head_dim: int
-) -> Iterator[KvSource]:
+def _fused_sources(fused: nn.Module, num_kv_heads: int, head_dim: int) -> Iterator[KvSource]:
     """Yield the known orders of the outputs of a fused projection."""
-    weight = weight.detach()
-    if type(fused).__name__ == "Conv1D":
-        weight = weight.t()
-    raw_bias = getattr(fused, "bias", None)
-    bias = raw_bias.detach() if isinstance(raw_bias, Tensor) else None
+    weight = _outputs_first(fused)
     outputs, kv_width = weight.shape[0], num_kv_heads * head_dim
     if outputs <= 2 * kv_width:
         return
     # All queries, then all keys, then all values (Phi-3, GPT-2, Falcon-7B).
-    yield FusedLinear(weight, bias, slice(outputs - 2 * kv_width, outputs))
+    yield FusedLinear(fused, slice(outputs - 2 * kv_width, outputs))
     index = torch.arange(outputs, device=weight.device)
     group = outputs // kv_width - 2
     if outputs == (group + 2) * kv_width:
         # For each key head: its queries, its key, its value (GPT-NeoX, Bloom, Falcon-40B).
         grouped = index.view(num_kv_heads, group + 2, head_dim)
         rows = torch.cat([grouped[:, group].flatten(), grouped[:, group + 1].flatten()])
-        yield FusedLinear(weight, bias, rows)
+        yield FusedLinear(fused, rows)

@@ -41,6 +41,7 @@ class StepOrder:
         ring_slots: staging slots.
         schedule: the order, where there are several batches.
         weights_streamed: share of each layer's weights that is brought in for the layer.
+        layer_weights: bytes that are brought in for each layer instead, where they are known.
         communication_s: seconds of each layer's exchange of results with other devices, for all
             rows together.
         weights_ahead: whether weights come before they are needed, spread evenly over the loads of
@@ -54,3 +55,10 @@ class StepOrder:
     weights_streamed: float = 0.0
     communication_s: float = 0.0
     weights_ahead: bool = False
+    layer_weights: tuple[int, ...] = ()
+
+    def weight_bytes(self, layer: int, of_layer: int) -> int:
+        """Return the bytes of a layer's weights that are brought in, given all that it has."""
+        if self.layer_weights:
+            return self.layer_weights[layer]
+        return round(self.weights_streamed * of_layer)

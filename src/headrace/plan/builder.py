@@ -106,7 +106,7 @@ class StepBuilder:
         size_bytes = _costs(self._shape.layers[layer], self._q_len).dense_bytes
         granules = [granule for batch in batches for granule in batch.granules[layer]]
         loads = [granule.link_bytes for granule in granules if granule.kind != "resident"]
-        return Turn(layer, round(self._order.weights_streamed * size_bytes), loads)
+        return Turn(layer, self._order.weight_bytes(layer, size_bytes), loads)
 
     def build(self) -> tuple[Operation, ...]:
         """Append all operations and return them."""

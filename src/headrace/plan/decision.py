@@ -237,10 +237,10 @@ class Decider:
             split: of the tokens in pages.
             shared: whether tokens are to be kept on the device too: staging then takes but a part.
         """
-        least_weights = 1.0 if self.options.stream_weights else 0.0
-        fixed = fixed_gpu_items(self.shape, self.workload, 0.0, self.prefill_rows())
+        settled = self.options.weights_streamed
+        fixed = fixed_gpu_items(self.shape, self.workload, settled or 0.0, self.prefill_rows())
         left = self.gpu_budget_bytes - sum(fixed.values())
-        if left <= 0 and least_weights:
+        if left <= 0 and self.options.stream_weights and settled is None:
             fixed = fixed_gpu_items(self.shape, self.workload, 1.0, self.prefill_rows())
             left = self.gpu_budget_bytes - sum(fixed.values())
         if shared and left > 0:
@@ -271,6 +271,7 @@ class Decider:
         return Choice(
             paths,
             self.options.stream_weights,
+            self.options.weights_streamed,
             most,
             fixed,
             tied=True,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from headrace.timeline import Lane
+from headrace.timeline import H2D_LANES, Lane
 
 WEIGHT_SLOTS = 2
 """Buffers on the device through which streamed layers go."""
@@ -109,9 +109,14 @@ class Program:
 
     @cached_property
     def loads(self) -> tuple[Operation, ...]:
-        """The loads, in program order."""
+        """The loads of the cache, in program order."""
         kinds = (Kind.LOAD_ACTIVATIONS, Kind.LOAD_KV)
         return tuple(op for op in self.operations if op.kind in kinds)
+
+    @cached_property
+    def link_loads(self) -> tuple[Operation, ...]:
+        """The loads of the cache and of weights, in program order."""
+        return tuple(op for op in self.operations if op.lane in H2D_LANES)
 
     @cached_property
     def compute(self) -> tuple[tuple[Operation, ...], ...]:
@@ -134,4 +139,4 @@ class Program:
     @cached_property
     def link_bytes(self) -> int:
         """Bytes that the step brings to the device."""
-        return sum(op.link_bytes for op in self.loads)
+        return sum(op.link_bytes for op in self.link_loads)

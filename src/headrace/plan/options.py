@@ -48,6 +48,8 @@ class PlanOptions:
         paths: paths that may be taken.
         stream_weights: whether weights may stay on the host and be streamed where the device's
             memory does not hold them, or is better used for the cache.
+        weights_streamed: share of the layers' weights that is streamed, 0 to 1, where that is
+            settled; None: the best.
         schedule: row-by-row or column-by-column; None: the faster one, where there are batches.
         prefill_rows: rows whose prompts go through the model at once; None: as many as keep a
             twentieth of the device's budget.
@@ -61,6 +63,7 @@ class PlanOptions:
     recompute_fraction: float | None = None
     paths: tuple[str, ...] = field(default=PATHS)
     stream_weights: bool = True
+    weights_streamed: float | None = None
     schedule: Schedule | None = None
     prefill_rows: int | None = None
     communication_s: float = 0.0
@@ -76,6 +79,7 @@ class PlanOptions:
         recompute_fraction: float | None = None,
         paths: Sequence[str] = PATHS,
         stream_weights: bool = True,
+        weights_streamed: float | None = None,
         schedule: Schedule | str | None = None,
         prefill_rows: int | None = None,
     ) -> PlanOptions:
@@ -94,6 +98,10 @@ class PlanOptions:
                 f"paths allows only {', '.join(allowed)}; change policy or paths"
             )
         budgets = {"gpu_memory": gpu_memory_bytes, "host_memory": host_memory_bytes}
+        if weights_streamed is not None and not 0.0 <= weights_streamed <= 1.0:
+            raise ConfigurationError(
+                f"weights_streamed is {weights_streamed}; allowed are fractions from 0 to 1"
+            )
         for setting, value in budgets.items():
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{setting} is {value} bytes; it must be above 0")
@@ -105,6 +113,7 @@ class PlanOptions:
             recompute_fraction,
             allowed,
             stream_weights,
+            weights_streamed,
             None if schedule is None else _named(Schedule, "schedule", schedule),
             prefill_rows,
         )

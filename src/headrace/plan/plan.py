@@ -63,6 +63,7 @@ def make_plan(
     recompute_fraction: float | None = None,
     paths: Sequence[str] = PATHS,
     stream_weights: bool = True,
+    weights_streamed: float | None = None,
     schedule: Schedule | str | None = None,
     prefill_rows: int | None = None,
 ) -> Plan:
@@ -83,6 +84,7 @@ def make_plan(
             planned one; for ``recompute`` (which ``auto`` then means) and ``kvpr``.
         paths: paths that may be taken.
         stream_weights: whether weights may be streamed.
+        weights_streamed: share of the layers' weights that is streamed, where that is settled.
         schedule: ``row`` or ``column``; None: the faster, where the workload has batches.
         prefill_rows: rows whose prompts go through the model at once; None: chosen.
 
@@ -98,6 +100,7 @@ def make_plan(
         recompute_fraction=recompute_fraction,
         paths=paths,
         stream_weights=stream_weights,
+        weights_streamed=weights_streamed,
         schedule=schedule,
         prefill_rows=prefill_rows,
     )

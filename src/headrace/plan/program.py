@@ -78,6 +78,7 @@ class Choice:
     Attributes:
         paths: paths that may be taken.
         stream_weights: whether weights may be streamed.
+        weights_streamed: share that is streamed, where that is settled.
         most_recomputed: largest share of the cached tokens that may be kept as X.
         fixed: shares that are given, by path.
         tied: whether all layers have the same split, as the runtime needs it.
@@ -86,6 +87,7 @@ class Choice:
 
     paths: tuple[str, ...] = PATHS
     stream_weights: bool = True
+    weights_streamed: float | None = None
     most_recomputed: float = 1.0
     fixed: Mapping[str, float] = field(default_factory=dict)
     tied: bool = False
@@ -238,8 +240,10 @@ def _add_columns(
                 lower=0.0 if given is None else given,
                 upper=upper if given is None else given,
             )
-    most = 1.0 if choice.stream_weights else 0.0
-    program.add_column(WEIGHTS, cost=tie_break(WEIGHTS), upper=most)
+    least, most = 0.0, 1.0 if choice.stream_weights else 0.0
+    if choice.weights_streamed is not None:
+        least = most = choice.weights_streamed
+    program.add_column(WEIGHTS, cost=tie_break(WEIGHTS), lower=least, upper=most)
     later = 1.0 if "resident" in choice.paths else 0.0
     program.add_column(
         LATER, cost=_LATER_COST, lower=later if choice.all_later else 0.0, upper=later

@@ -36,8 +36,9 @@ def build_program(
     *,
     device_tokens: Sequence[int] | None = None,
     host_tokens: Sequence[int] = (),
+    layer_weights: tuple[int, ...] = (),
 ) -> Program:
-    """Return the program of one step of one batch whose weights are on the device.
+    """Return the program of one step of one batch.
 
     Args:
         shape: the model.
@@ -50,6 +51,7 @@ def build_program(
         device_tokens: for each layer, the tokens that ``ATTEND_NEW`` attends to, summed over rows;
             by default the step's own.
         host_tokens: for each layer, those that the host's cores attend to; empty for none.
+        layer_weights: bytes of each layer's weights that are brought in; empty for none.
     """
     if len(layers) != shape.num_layers:
         raise ValueError(f"{len(layers)} lists of granules for {shape.num_layers} layers")
@@ -62,7 +64,8 @@ def build_program(
         own if device_tokens is None else device_tokens,
         host_tokens,
     )
-    return build_step(shape, [work], q_len, StepOrder(policy, ring_slots))
+    order = StepOrder(policy, ring_slots, layer_weights=layer_weights)
+    return build_step(shape, [work], q_len, order)
 
 
 def build_step(

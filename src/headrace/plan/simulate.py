@@ -252,7 +252,7 @@ class _Ring:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._first: list[int] = []
-        self._readers: list[tuple[int, int]] = []
+        self._readers: list[tuple[int, int] | None] = []
 
     def begin_step(self, step: int, program: Program) -> None:
         """Number the step's loads after those of the steps before."""
@@ -262,10 +262,9 @@ class _Ring:
     def note(self, step: int, number: int, index: int) -> None:
         """Note an operation that fills or reads a load's slot; the last one noted counts."""
         place = self._first[step] + number
-        if place == len(self._readers):
-            self._readers.append((step, index))
-        else:
-            self._readers[place] = (step, index)
+        # Of a layer without streamed weights nothing is noted before its turn has ended.
+        self._readers += [None] * (place + 1 - len(self._readers))
+        self._readers[place] = (step, index)
 
     def reader_before(self, step: int, number: int) -> tuple[int, int] | None:
         """Return the step and index of the last reader of what was in a load's slot."""

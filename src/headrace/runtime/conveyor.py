@@ -29,6 +29,7 @@ from headrace.runtime.pages import PageKind
 from headrace.runtime.recorder import Recorder
 from headrace.runtime.staging import StagingRing
 from headrace.runtime.store import LayerWidths, PageStore
+from headrace.runtime.weights import StreamedWeights
 from headrace.timeline import Lane
 
 Rebuild = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -43,8 +44,6 @@ class StepProgram:
     granules: Sequence[Granule]
     table: EntryTable
     """Of all granules' entries, see ``layer_table``."""
-    version: int
-    """Of the layout that the granules were cut from."""
     host: RowEntries | None = None
     """What the host attends to in each paged layer."""
 
@@ -69,14 +68,31 @@ class LayerWork:
 
 @dataclass
 class _Loads:
-    """The loads of one step, of which some have been started."""
+    """The loads of one step, of which some have been started.
+
+    Attributes:
+        step: number of the step.
+        source: its program.
+        base: number, over all steps, of its first load of the cache.
+        first_turn: turn of the first layer's weights.
+        started: operations of the program's loads that have been seen to.
+        events: of the loads of the cache that have been started, by their number in the step.
+        brought: bytes of weights, by their number in the step, that the operations so far bring.
+    """
 
     step: int
     source: StepProgram
     base: int
-    operations: tuple[Operation, ...]
+    first_turn: int
     started: int = 0
     events: dict[int, Event] = field(default_factory=dict)
+    brought: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> Operation | None:
+        """The first operation that has not been seen to."""
+        operations = self.source.program.link_loads
+        return operations[self.started] if self.started < len(operations) else None
 
 
 class Conveyor:
@@ -93,6 +109,7 @@ class Conveyor:
         recorder: told of everything that runs.
         workspace_bytes: bound on the scores that exist at once.
         host: the lane on which the host attends, or None.
+        weights: the model's streamed weights, or None.
     """
 
     def __init__(
@@ -107,6 +124,7 @@ class Conveyor:
         recorder: Recorder,
         workspace_bytes: int,
         host: HostLane | None = None,
+        weights: StreamedWeights | None = None,
     ) -> None:
         self._backend = backend
         self._store = store
@@ -118,6 +136,7 @@ class Conveyor:
         self._recorder = recorder
         self._workspace_bytes = workspace_bytes
         self._host = host
+        self._weights = weights
         self._step = -1
         self._layers_done = -1
         self._queue: deque[_Loads] = deque()
@@ -146,60 +165,108 @@ class Conveyor:
         self._step += 1
         self._layers_done = -1
         self._executed = {}
-        ahead = self._queue.popleft() if self._queue else None
-        if ahead is not None and _brings_the_same(ahead, now):
-            ahead.source, ahead.operations, ahead.step = now, now.program.loads, self._step
-            self._current = ahead
-            self._next_base = ahead.base + len(ahead.operations)
-        else:
-            if ahead is not None:
-                self._discard(ahead)
-            self._current = self._enqueue(now, self._step)
+        turn = self._begin_weights()
         self._lookahead = now.program.lookahead
-        if after is not None and after.program.lookahead and self._lookahead:
-            self._queue.append(self._enqueue(after, self._step + 1))
+        if self._queue and not now.program.loads and self._lookahead:
+            self._begin_without_loads(now, after, turn)
+        else:
+            self._begin_with_loads(now, after, turn)
         self._recorder.note_program(now.program)
         self._compute_since = self._begin()
         self._pump()
 
-    def _enqueue(self, source: StepProgram, step: int) -> _Loads:
-        operations = source.program.loads
-        loads = _Loads(step, source, self._next_base, operations)
-        self._next_base += len(operations)
+    def _begin_without_loads(self, now: StepProgram, after: StepProgram | None, turn: int) -> None:
+        """Begin a step that loads nothing of the cache; what was loaded ahead is for a later one.
+
+        So a prompt's step comes between those of rows that decode.
+        """
+        ahead = self._queue.popleft()
+        self._current = _Loads(self._step, now, ahead.base, turn)
+        turn += now.program.num_layers
+        if after is not None and _brings_the_same(ahead, after):
+            self._queue.append(_Loads(self._step + 1, after, ahead.base, turn, events=ahead.events))
+            self._next_base = ahead.base + len(after.program.loads)
+            return
+        self._discard(ahead)
+        if after is not None and after.program.lookahead:
+            self._queue.append(self._enqueue(after, self._step + 1, turn))
+
+    def _begin_with_loads(self, now: StepProgram, after: StepProgram | None, turn: int) -> None:
+        ahead = self._queue.popleft() if self._queue else None
+        if ahead is not None and _brings_the_same(ahead, now):
+            # What has been started is passed over.
+            self._current = _Loads(self._step, now, ahead.base, turn, events=ahead.events)
+            self._next_base = ahead.base + len(now.program.loads)
+        else:
+            if ahead is not None:
+                self._discard(ahead)
+            self._current = self._enqueue(now, self._step, turn)
+        if after is not None and after.program.lookahead and self._lookahead:
+            turn += now.program.num_layers
+            self._queue.append(self._enqueue(after, self._step + 1, turn))
+
+    def _begin_weights(self) -> int:
+        """Take over when weights come; return the turn of the step's first layer."""
+        if self._weights is None:
+            return 0
+        self._weights.driver = self._pump
+        return self._weights.begin_pass()
+
+    def _enqueue(self, source: StepProgram, step: int, first_turn: int) -> _Loads:
+        loads = _Loads(step, source, self._next_base, first_turn)
+        self._next_base += len(source.program.loads)
         return loads
 
     def _discard(self, loads: _Loads) -> None:
         """Give back the slots of loads that nobody will read, once they have ended."""
-        for number in range(loads.started):
-            slot = (loads.base + number) % self._ring.slots
-            self._ring.release(slot, loads.events[number])
-        self._released = loads.base + loads.started
+        for number, event in loads.events.items():
+            self._ring.release((loads.base + number) % self._ring.slots, event)
+        self._released = loads.base + len(loads.events)
         self._next_base = self._released
 
     def _pump(self) -> None:
         """Start every load that has room and may start, in order."""
-        while (loads := self._pending()) is not None:
-            operation = loads.operations[loads.started]
-            number = loads.base + loads.started
-            if number >= self._released + self._ring.slots:
-                return
-            if loads is not self._current and self._layers_done < operation.layer:
-                return
-            after = []
-            for index in operation.waits_for:
-                event = self._executed.get(index)
-                if event is None:
+        for loads in (self._current, *self._queue):
+            while loads is not None and (operation := loads.pending) is not None:
+                if operation.kind is Kind.LOAD_WEIGHTS:
+                    started = self._bring_weights(loads, operation)
+                else:
+                    started = self._start_load(loads, operation)
+                if not started:
                     return
-                after.append(event)
-            self._load(loads, operation, number % self._ring.slots, after)
+                loads.started += 1
 
-    def _pending(self) -> _Loads | None:
-        """Return the loads of the earliest step that still has some to start."""
-        if self._current is not None and self._current.started < len(self._current.operations):
-            return self._current
-        if self._queue and self._queue[0].started < len(self._queue[0].operations):
-            return self._queue[0]
-        return None
+    def _bring_weights(self, loads: _Loads, operation: Operation) -> bool:
+        """Start a load of weights, unless it has been; return whether there was room."""
+        assert self._weights is not None
+        number = operation.weights_number
+        until_bytes = loads.brought.get(number, 0) + operation.link_bytes
+        started = self._weights.loads_started
+        event = self._weights.bring(loads.first_turn + number, until_bytes)
+        if event is None:
+            return False
+        loads.brought[number] = until_bytes
+        if self._weights.loads_started > started:
+            self._recorder.note(loads.step, operation, event)
+        return True
+
+    def _start_load(self, loads: _Loads, operation: Operation) -> bool:
+        """Start a load of the cache, unless it has been; return whether it may start."""
+        if operation.load_number in loads.events:
+            return True
+        number = loads.base + operation.load_number
+        if number >= self._released + self._ring.slots:
+            return False
+        if loads is not self._current and self._layers_done < operation.layer:
+            return False
+        after = []
+        for index in operation.waits_for:
+            event = self._executed.get(index)
+            if event is None:
+                return False
+            after.append(event)
+        self._load(loads, operation, number % self._ring.slots, after)
+        return True
 
     def _load(self, loads: _Loads, operation: Operation, slot: int, after: list[Event]) -> None:
         granule = loads.source.granules[operation.granule]
@@ -216,8 +283,7 @@ class Conveyor:
             ]
             done += count
         event = self._backend.transfer(operation.lane, copies, after)
-        loads.events[loads.started] = event
-        loads.started += 1
+        loads.events[operation.load_number] = event
         self._recorder.note(loads.step, operation, event)
 
     def _runs_of(self, granule: Granule) -> list[tuple[int, int]]:
@@ -247,6 +313,7 @@ class Conveyor:
         attention = LayerAttention(work.query, source.granules, source.table, self._workspace_bytes)
         for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:
+                # Whoever called the layer has waited for its weights.
                 self._finish(operation, self._compute_since)
                 self._begin_host(layer, work)
                 continue
@@ -351,6 +418,12 @@ class Conveyor:
         self._finish(self._current.source.program.operations[-1], self._compute_since)
         if self._host is not None:
             self._host.check()
+        self.leave_weights()
+
+    def leave_weights(self) -> None:
+        """Let weights come by themselves again: whoever runs the model next may have no program."""
+        if self._weights is not None:
+            self._weights.driver = None
 
     def reset(self) -> None:
         """Throw away what was loaded ahead."""
@@ -363,13 +436,13 @@ def _brings_the_same(ahead: _Loads, now: StepProgram) -> bool:
 
     After beams were reordered, for one, other rows see the same pages.
     """
-    if ahead.source.version == now.version:
+    if ahead.source.granules is now.granules:
         return True
-    loads = now.program.loads
-    if ahead.started > len(loads):
+    before = ahead.source.program.loads[: len(ahead.events)]
+    if len(before) > len(now.program.loads):
         return False
-    for before, after in zip(ahead.operations[: ahead.started], loads, strict=False):
-        old, new = ahead.source.granules[before.granule], now.granules[after.granule]
-        if (before.layer, old.kind, old.pages) != (after.layer, new.kind, new.pages):
+    for load, other in zip(before, now.program.loads, strict=False):
+        old, new = ahead.source.granules[load.granule], now.granules[other.granule]
+        if (load.layer, old.kind, old.pages) != (other.layer, new.kind, new.pages):
             return False
     return True

@@ -58,6 +58,7 @@ def cut_granules(
     pages_at_once: int,
     device: torch.device,
     uses: Sequence[tuple[Page, int]] | None = None,
+    rows: range | None = None,
 ) -> list[Granule]:
     """Cut the pages of a pool into granules of about equal size.
 
@@ -66,9 +67,10 @@ def cut_granules(
         kind: which pool.
         pages_at_once: most pages of a granule.
         device: where the index tensors go.
-        uses: some of ``layout.pages(kind)``, in that order; None: all.
+        uses: some of ``layout.pages(kind, rows)``, in that order; None: all.
+        rows: the rows that see them; None: all.
     """
-    uses = layout.pages(kind) if uses is None else uses
+    uses = layout.pages(kind, rows) if uses is None else uses
     numbers = sorted({page.number for page, _ in uses})
     if not numbers:
         return []
@@ -78,16 +80,18 @@ def cut_granules(
         stop = start
         while stop < len(uses) and uses[stop][0].number <= part[-1]:
             stop += 1
-        granules.append(_granule(layout, kind, part.tolist(), uses[start:stop], device))
+        some = uses[start:stop]
+        visible = _visible(some, layout.of(rows), layout.block_tokens, device)
+        granules.append(_granule(kind, part.tolist(), some, visible, device))
         start = stop
     return granules
 
 
 def _granule(
-    layout: Layout,
     kind: PageKind,
     numbers: list[int],
     uses: Sequence[tuple[Page, int]],
+    visible: Tensor | None,
     device: torch.device,
 ) -> Granule:
     place = {number: index for index, number in enumerate(numbers)}
@@ -111,7 +115,7 @@ def _granule(
         entry_row=index(entry_row),
         rows=index(rows),
         table=EntryTable.of([of_row[row] for row in rows], device),
-        visible=_visible(uses, layout.rows, layout.block_tokens, device),
+        visible=visible,
         page_index=index(numbers),
     )
 

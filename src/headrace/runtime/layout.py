@@ -49,41 +49,75 @@ class Layout:
         self.pools = {kind: PagePool(0) for kind in PageKind}
         self.version = 0
         """Rises whenever the set of pages, or who uses them, changes."""
+        self._admitted = 0
         self._split = split
         self._resident_pages = resident_pages
         self._all_resident = split.resident >= 1.0 - 1e-9 and resident_pages is None
 
     def start(self, rows: int) -> None:
         """Begin with empty rows."""
-        self.rows = [Row(phase=_phase(number)) for number in range(rows)]
+        self.rows, self._admitted = [], 0
+        self.add(rows)
+
+    def add(self, rows: int) -> None:
+        """Add empty rows behind the others. Their prompts are split as is planned now."""
+        for _ in range(rows):
+            self.rows.append(Row(phase=_phase(self._admitted), split=self._split))
+            self._touch(self.rows[-1])
+            self._admitted += 1
+
+    def replan(self, split: Split, resident_pages: int | None) -> None:
+        """Change the split of rows that are added from now on, and the limit of pages."""
+        self._split, self._resident_pages = split, resident_pages
+        self._all_resident = split.resident >= 1.0 - 1e-9 and resident_pages is None
+
+    def _touch(self, row: Row) -> None:
+        """Note that a row's pages, or what it sees of them, have changed."""
         self.version += 1
+        row.stamp = self.version
+
+    def state(self, rows: range | None = None) -> tuple[int, ...]:
+        """Return what changes whenever the pages of some rows, or who sees what of them, change."""
+        return tuple(row.stamp for row in self.of(rows))
+
+    def of(self, rows: range | None) -> list[Row]:
+        """Return some rows that follow each other; None for all."""
+        return self.rows if rows is None else self.rows[rows.start : rows.stop]
 
     @property
     def lengths(self) -> list[int]:
         """Tokens in the cache of each row."""
         return [row.length for row in self.rows]
 
-    def pages(self, kind: PageKind) -> list[tuple[Page, int]]:
-        """Return the pages of a pool with the row that uses each, by page number, then row."""
+    def pages(self, kind: PageKind, rows: range | None = None) -> list[tuple[Page, int]]:
+        """Return the pages of a pool with the row that uses each, by page number, then row.
+
+        Args:
+            kind: which pool.
+            rows: the rows, from the first of which they are counted; None: all.
+        """
         used = [
             (page, number)
-            for number, row in enumerate(self.rows)
+            for number, row in enumerate(self.of(rows))
             for page in row.pages
             if page.kind is kind
         ]
         return sorted(used, key=lambda use: (use[0].number, use[1]))
 
-    def pages_needed(self, new: Sequence[Sequence[int]]) -> dict[PageKind, int]:
+    def pages_needed(
+        self, new: Sequence[Sequence[int]], rows: range | None = None
+    ) -> dict[PageKind, int]:
         """Return how many further pages of each kind a step's new tokens take, at most.
 
         Args:
             new: for each row, the indices among the step's inputs that are tokens.
+            rows: the rows; None: all.
         """
         needed = dict.fromkeys(PageKind, 0)
         generated = _is_generated(new)
-        for row, indices in zip(self.rows, new, strict=True):
+        for row, indices in zip(self.of(rows), new, strict=True):
             kept = len(indices)
-            if not generated and self._split.recompute > 0:
+            if not generated and row.split.recompute > 0:
                 runs = list(self._divide_prompt(row, row.length, len(indices)))
                 rebuilt = sum(length for _, length, is_rebuilt in runs if is_rebuilt)
                 kept -= rebuilt
@@ -101,7 +135,7 @@ class Layout:
 
     def _resident_due(self, row: Row, count: int, pages: int) -> int:
         """Return how many of a prompt's next pages its share puts on the device."""
-        due = self._split.resident * (row.length + count) - self._resident_tokens(row)
+        due = row.split.resident * (row.length + count) - self._resident_tokens(row)
         return min(pages, max(0, math.floor(due / self.block_tokens + 0.5)))
 
     def _resident_room(self) -> int:
@@ -131,7 +165,12 @@ class Layout:
         pages[PageKind.KV] += further - on_device
         return pages
 
-    def append(self, new: Sequence[Sequence[int]], first_column: int) -> StepMoves:
+    def append(
+        self,
+        new: Sequence[Sequence[int]],
+        first_column: int | Sequence[int],
+        rows: range | None = None,
+    ) -> StepMoves:
         """Place new tokens.
 
         A single new token of a row is a generated one and goes to the tail as keys and values.
@@ -139,23 +178,26 @@ class Layout:
 
         Args:
             new: for each row, the indices among the step's inputs that are tokens (not padding).
-            first_column: column of the padded batch of the step's first input.
+            first_column: column of the step's first input: of the padded batch, or one for each
+                row.
+            rows: the rows that take part, from the first of which they are counted; None: all.
         """
-        generated = _is_generated(new)
-        first_token = tuple(self.lengths)
-        before = tuple(len(row.tail) for row in self.rows)
+        generated, some = _is_generated(new), self.of(rows)
+        first_token = tuple(row.length for row in some)
+        before = tuple(len(row.tail) for row in some)
+        first = [first_column] * len(some) if isinstance(first_column, int) else first_column
         fills: list[PageFill] = []
         tails: list[TailFill] = []
-        for number, (row, indices) in enumerate(zip(self.rows, new, strict=True)):
+        for number, (row, indices) in enumerate(zip(some, new, strict=True)):
             if not indices:
                 continue
-            row.columns.extend(first_column + index for index in indices)
+            row.columns.extend(first[number] + index for index in indices)
             if generated:
                 self._append_generated(number, row, fills)
             else:
                 self._append_prompt(number, row, list(indices), fills, tails)
-        if fills:
-            self.version += 1
+        for number in {fill.row for fill in fills}:
+            self._touch(some[number])
         columns = tuple(tuple(indices) for indices in new)
         return StepMoves(generated, columns, first_token, before, tuple(fills), tuple(tails))
 
@@ -179,7 +221,7 @@ class Layout:
         """Divide a prompt's tokens over pages of X, pages of keys and values, and the tail."""
         start = row.length - len(indices)
         kept = indices
-        if self._split.recompute > 0:
+        if row.split.recompute > 0:
             kept = self._fill_activations(number, row, start, indices, fills)
         token_of = {index: start + place for place, index in enumerate(indices)}
         waiting = [(True, slot) for slot in range(len(row.tail))]
@@ -220,7 +262,7 @@ class Layout:
         while position < count:
             length = min(self.block_tokens, count - position)
             seen = start + position + length
-            is_rebuilt = stored + length * row.phase <= self._split.recompute * seen
+            is_rebuilt = stored + length * row.phase <= row.split.recompute * seen
             if is_rebuilt:
                 length = min(length, room or self.block_tokens)
                 room = (room or self.block_tokens) - length
@@ -256,7 +298,7 @@ class Layout:
         if pool.free == 0 or self._resident_room() == 0:
             return PageKind.KV
         resident = self._resident_tokens(row) + self.block_tokens / 2
-        due = not is_prompt or resident <= self._split.resident * row.length
+        due = not is_prompt or resident <= row.split.resident * row.length
         return PageKind.RESIDENT if due else PageKind.KV
 
     @staticmethod
@@ -273,10 +315,15 @@ class Layout:
         return Page(kind, number, np.empty(0, dtype=np.int64))
 
     def select(self, sources: Sequence[int]) -> None:
-        """Let row i become what row ``sources[i]`` was; shared pages stay where they are."""
+        """Let row i become what row ``sources[i]`` was; shared pages stay where they are.
+
+        Rows that are not named end, and give back their pages.
+        """
         rows = [self.rows[source].copy() for source in sources]
         for row in self.rows:
             self._release(row.pages)
+        for row, source in zip(rows, sources, strict=True):
+            row.stamp = self.rows[source].stamp
         self.rows = rows
         self.version += 1
 
@@ -300,7 +347,7 @@ class Layout:
                 else:
                     self._release([page])
             row.pages = kept
-            self.version += 1
+            self._touch(row)
 
     def show(self, number: int, visible_columns: NDArray[np.bool_]) -> None:
         """Let the attention mask of a row say which of its cached tokens are seen."""
@@ -308,7 +355,7 @@ class Layout:
         hidden = {token for token, column in enumerate(row.columns) if not visible_columns[column]}
         if hidden != row.hidden:
             row.hidden = hidden
-            self.version += 1
+            self._touch(row)
 
     def clear(self) -> None:
         """Forget all rows."""

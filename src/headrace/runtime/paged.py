@@ -9,6 +9,7 @@ tokens of a page, D head width, M model width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from headrace.runtime.attention import (
     group_queries,
     ungroup_output,
 )
-from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
+from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild, StepProgram
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.host_pages import StoreKernel, row_entries
@@ -44,6 +45,7 @@ from headrace.runtime.settings import CacheSettings
 from headrace.runtime.staging import StagingRing, StoreRing
 from headrace.runtime.store import LayerWidths, PageStore
 from headrace.runtime.tail import Tail, tail_visible
+from headrace.runtime.weights import StreamedWeights
 from headrace.runtime.window import WindowCache
 from headrace.runtime.writer import Writer
 from headrace.timeline import Lane
@@ -55,6 +57,7 @@ class _Step:
     """What the layers of a running step share.
 
     Attributes:
+        rows: the rows that take part; all else is of these alone.
         moves: what becomes of the new tokens.
         index: the same as tensors.
         fresh: whether no row had anything cached before.
@@ -64,6 +67,7 @@ class _Step:
         column_Bq: int64; column of the padded batch of each input, -1 for padding.
     """
 
+    rows: range
     moves: StepMoves
     index: StepIndex
     fresh: bool
@@ -80,9 +84,10 @@ class PagedCache:
         backend: device and link.
         settings: how it is laid out.
         rebuild: makes keys and values of a layer from X.
-        rows: sequences in the batch.
+        rows: sequences in the batch, to begin with and as there is room for on the device.
         prompt_len: tokens of the longest prompt, for which everything is allocated now.
         new_tokens: tokens a row that follow one by one, for which too.
+        weights: the model's streamed weights, or None.
 
     Raises:
         MemoryBudgetError: the host memory does not suffice.
@@ -96,6 +101,7 @@ class PagedCache:
         rows: int,
         prompt_len: int,
         new_tokens: int,
+        weights: StreamedWeights | None = None,
     ) -> None:
         self.recorder = Recorder()
         self._backend = backend
@@ -136,12 +142,14 @@ class PagedCache:
             self.recorder,
             settings.workspace_bytes,
             self._host,
+            weights,
         )
         self._programs = ProgramMaker(
             settings,
             self._layout,
             backend.device,
             None if self._host is None else self._host_entries,
+            () if weights is None else weights.layer_bytes,
         )
         self._now: _Step | None = None
         self._grow(self._layout.pages_expected(prompt_len, new_tokens))
@@ -175,10 +183,11 @@ class PagedCache:
         """How often a pool has been allocated or enlarged."""
         return self._store.growths
 
-    def decode_program(self) -> Program:
-        """Return the program of a decode step over the cache as it is."""
-        tails = sum(len(row.tail) for row in self._layout.rows)
-        return self._programs.program(self.rows, 1, tails).program
+    def decode_program(self, rows: range | None = None) -> Program:
+        """Return the program of a decode step over the cache as it is, for all rows or some."""
+        rows = range(self.rows) if rows is None else rows
+        tails = sum(len(row.tail) for row in self._layout.of(rows))
+        return self._programs.program(rows, 1, tails).program
 
     def _host_entries(self, uses: Sequence[tuple[Page, int]], rows: Sequence[Row]) -> RowEntries:
         return row_entries(uses, rows, self._block)
@@ -186,40 +195,58 @@ class PagedCache:
     # A step
 
     def begin_step(
-        self, new: Sequence[Sequence[int]], q_len: int, first_column: int, position_Bq: Tensor
+        self,
+        new: Sequence[Sequence[int]],
+        q_len: int,
+        first_column: int | Sequence[int],
+        position_Bq: Tensor,
+        rows: range | None = None,
+        next_rows: range | None = None,
     ) -> None:
         """Place the step's tokens, for which there must be room, and start its loads.
 
         Args:
             new: for each row, the indices among the step's inputs that are tokens (not padding).
             q_len: inputs of the step.
-            first_column: column of the padded batch of the first input.
+            first_column: column of the step's first input: of the padded batch, or one for each
+                row.
             position_Bq: int64, on the device; the position of each input, for rotary embedding.
+            rows: the rows that take part; None: all. All of B are these, here and in ``attend``.
+            next_rows: the rows that will probably decode in the step after this one; None: the
+                same.
         """
-        before = self._layout.lengths
-        tails = [len(row.tail) for row in self._layout.rows]
-        hidden = [_hidden_places(row) for row in self._layout.rows]
-        cut = self._programs.cut(q_len)
-        program = self._programs.program(self.rows, q_len, sum(tails))
-        moves = self._layout.append(new, first_column)
+        rows = range(self.rows) if rows is None else rows
+        some = self._layout.of(rows)
+        fresh = not any(row.length for row in some)
+        tails = sum(len(row.tail) for row in some)
+        hidden = [_hidden_places(row) for row in some]
+        cut = self._programs.cut(rows, q_len)
+        program = self._programs.program(rows, q_len, tails)
+        moves = self._layout.append(new, first_column, rows)
         if moves.fills:
-            program = self._programs.program_with_stores(self.rows, q_len, sum(tails), moves, cut)
+            program = self._programs.program_with_stores(rows, q_len, tails, moves, cut)
         index = index_moves(
             moves, q_len, self._block, self._writer.pages_at_once(), self._backend.device
         )
-        self._now = self._step(moves, index, hidden, first_column, fresh=not any(before))
+        self._now = self._step(rows, moves, index, hidden, first_column, fresh)
         self._note_positions(index, position_Bq)
         for window in set(self._windows.values()):
-            window.begin_step(self._now.column_Bq, moves.new, first_column)
-        after = self._programs.program(self.rows, 1, sum(tails))
+            window.begin_step(self._now.column_Bq, moves.new, first_column, rows)
+        after = self._next_program(rows if next_rows is None else next_rows)
         self._conveyor.begin_step(program, after)
+
+    def _next_program(self, rows: range) -> StepProgram:
+        """Return the program of a decode step of some rows as they are now."""
+        tails = sum(len(row.tail) for row in self._layout.of(rows))
+        return self._programs.program(rows, 1, tails)
 
     def _step(
         self,
+        rows: range,
         moves: StepMoves,
         index: StepIndex,
         hidden: list[set[int]],
-        first_column: int,
+        first_column: int | Sequence[int],
         fresh: bool,
     ) -> _Step:
         """Return what the layers share. Generated tokens are in the tail when it is attended to."""
@@ -228,9 +255,12 @@ class PagedCache:
             counts = [
                 count + len(indices) for count, indices in zip(counts, moves.new, strict=True)
             ]
-        column = torch.arange(index.token_Bq.shape[1], device=self._backend.device) + first_column
-        visible = tail_visible(counts, hidden, self._block, self._backend.device)
+        device = self._backend.device
+        first = torch.tensor(first_column, device=device).view(-1, 1)
+        column = torch.arange(index.token_Bq.shape[1], device=device) + first
+        visible = tail_visible(counts, hidden, self._block, device)
         return _Step(
+            rows=rows,
             moves=moves,
             index=index,
             fresh=fresh,
@@ -319,15 +349,16 @@ class PagedCache:
 
         def attend_new() -> Partial | Tensor:
             if step.moves.generated:
-                self._tail.write(layer, key, value, step.index)
-                return attend(grouped, *self._tail.layer(layer), scoring, step.visible)
+                self._tail.write(layer, key, value, step.index, step.rows)
+                tail = self._tail.layer(layer, step.rows)
+                return attend(grouped, *tail, scoring, step.visible)
             if step.fresh and step.spans is not None and scoring.softcap is None:
                 output = attend_prompt(query, key, value, scoring.scale, step.spans)
                 return group_queries(output, key.shape[1])
             return self._attend_tail_and_new(layer, grouped, key, value, scoring, step)
 
         def store() -> None:
-            self._store_new(layer, activations, key, value, step.index)
+            self._store_new(layer, activations, key, value, step)
 
         return LayerWork(grouped, scoring, attend_new, store)
 
@@ -341,7 +372,7 @@ class PagedCache:
             accumulator.add(
                 attend_causal(
                     grouped,
-                    *self._tail.layer(layer),
+                    *self._tail.layer(layer, step.rows),
                     scoring,
                     token_Bq,
                     step.tail_token,
@@ -352,12 +383,13 @@ class PagedCache:
         return accumulator.result()
 
     def _store_new(
-        self, layer: int, activations: Tensor | None, key: Tensor, value: Tensor, index: StepIndex
+        self, layer: int, activations: Tensor | None, key: Tensor, value: Tensor, step: _Step
     ) -> None:
         """Bring full pages to their place, and what is left to the tail."""
+        index = step.index
         if not index.fills and index.tails is None:
             return
-        sources = self._tail.layer(layer)
+        sources = self._tail.layer(layer, step.rows)
         if not index.generated:
             if index.tail_empty:
                 sources = (key, value)
@@ -371,12 +403,16 @@ class PagedCache:
             else:
                 self._writer.write(layer, batch, sources)
         if index.tails is not None:
-            self._tail.update(layer, *sources, index.tails)
+            self._tail.update(layer, *sources, index.tails, step.rows)
 
     def end_step(self) -> None:
         """Say that the model's forward has ended."""
         self._conveyor.end_step()
         self._now = None
+
+    def abandon_step(self) -> None:
+        """Say that the model's forward has failed half-way."""
+        self._conveyor.leave_weights()
 
     def _note_store(self, layer: int, kind: PageKind, event: Event, size_bytes: int) -> None:
         lane = Lane.STORE_KV if kind is PageKind.KV else Lane.STORE_ACTIVATIONS
@@ -386,16 +422,38 @@ class PagedCache:
 
     # Between steps
 
-    def reserve(self, new: Sequence[Sequence[int]]) -> None:
+    def reserve(self, new: Sequence[Sequence[int]], rows: range | None = None) -> None:
         """Make sure that there is room for a step's tokens.
 
         Args:
             new: for each row, the indices among the step's inputs that are tokens.
+            rows: the rows that take part; None: all.
 
         Raises:
             MemoryBudgetError: the host memory does not suffice; nothing has changed.
         """
-        self._grow(self._layout.pages_needed(new))
+        self._grow(self._layout.pages_needed(new, rows))
+
+    @property
+    def host_limit_bytes(self) -> int | None:
+        """Host memory that the pools may take, or None."""
+        return self._settings.host_memory_bytes
+
+    def host_bytes_of(self, prompt_len: int, end: int, samples: int = 1) -> int:
+        """Return the host memory that rows which share a prompt take at most.
+
+        Args:
+            prompt_len: tokens of the prompt.
+            end: tokens of each row when it has ended.
+            samples: rows.
+        """
+        rebuilt = self._settings.split.recompute * prompt_len
+        pages = {
+            PageKind.ACTIVATIONS: math.ceil(rebuilt / self._block) + 1 if rebuilt else 0,
+            PageKind.KV: math.ceil((prompt_len - rebuilt) / self._block)
+            + samples * (math.ceil((end - prompt_len) / self._block) + 1),
+        }
+        return sum(self._store.bytes_of(kind, count) for kind, count in pages.items())
 
     def _grow(self, pages: dict[PageKind, int]) -> None:
         """Make sure that the pools have so many free pages."""
@@ -428,12 +486,20 @@ class PagedCache:
             window.hide(row, {columns[token] for token in self._layout.rows[row].hidden})
 
     def select(self, sources: Sequence[int]) -> None:
-        """Let row i become what row ``sources[i]`` was."""
+        """Let row i become what row ``sources[i]`` was; rows that are not named end."""
         self._layout.select(sources)
-        index = torch.tensor(list(sources), dtype=torch.int64).to(self._backend.device)
-        self._tail.select(index)
+        self._tail.select(sources)
         for window in set(self._windows.values()):
-            window.select(index)
+            window.select(sources)
+
+    def add(self, rows: int) -> range:
+        """Add empty rows behind the others, for which there must be room; return their numbers."""
+        first = self.rows
+        self._layout.add(rows)
+        added = range(first, first + rows)
+        for window in set(self._windows.values()):
+            window.clear(added)
+        return added
 
     def crop(self, columns: int) -> None:
         """Forget every token from this column of the padded batch on."""

@@ -12,6 +12,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.plan.policies import Split, stream_split
+
 TokenNumbers = NDArray[np.int64]
 
 
@@ -54,6 +56,8 @@ class Row:
         hidden: whether some cached token is masked out by the attention mask.
         phase: above 0, at most 1; at which part of a block its share of X is rounded up. Rows have
             different ones, so that together they have the share that is asked for.
+        split: shares of its prompt's tokens on each path.
+        stamp: changes whenever its pages, or what it sees of them, change.
     """
 
     columns: list[int] = field(default_factory=list)
@@ -61,6 +65,8 @@ class Row:
     tail: list[int] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)
     phase: float = 0.5
+    split: Split = field(default_factory=stream_split)
+    stamp: int = 0
 
     @property
     def length(self) -> int:
@@ -72,7 +78,12 @@ class Row:
         for page in self.pages:
             page.users += 1
         return Row(
-            list(self.columns), list(self.pages), list(self.tail), set(self.hidden), self.phase
+            list(self.columns),
+            list(self.pages),
+            list(self.tail),
+            set(self.hidden),
+            self.phase,
+            self.split,
         )
 
 
@@ -82,7 +93,7 @@ class PageFill:
 
     Attributes:
         page: where they go.
-        row: whose they are.
+        row: whose they are, counted from the step's first row.
         offset: first place in the page (places before it were filled by an earlier step).
         tail_slots: places of the row's tail whose tokens come first.
         new: indices of the row's new tokens (columns of the step's input) that come after them.
@@ -102,7 +113,13 @@ class PageFill:
 
 @dataclass(frozen=True)
 class TailFill:
-    """What a row's tail holds after a step: some of its old tokens, then some new ones."""
+    """What a row's tail holds after a step: some of its old tokens, then some new ones.
+
+    Attributes:
+        row: counted from the step's first row.
+        tail_slots: places of the old tokens.
+        new: indices of the new ones among the step's inputs.
+    """
 
     row: int
     tail_slots: tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -27,27 +27,34 @@ _STORES = {
 }
 
 
+_CUTS_KEPT = 8
+"""Of so many sets of rows: those that decode, and those whose prompts are under way."""
+
 MOST_HOST_QUERIES = 16
 """Inputs of a step up to which the host attends: more are a prompt's, and all K/V travel for it."""
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """A layout's pages, divided over granules and the host.
+class Cut:
+    """The pages of some rows, divided over granules and the host.
 
     Attributes:
+        state: of the rows in the layout when they were divided.
         granules: what the device attends to, in the order in which it is loaded.
         host: what the host attends to, or None.
         table: of all entries, see ``layer_table``.
+        made: programs over them, by inputs of the step and tokens that are on the device anyway.
     """
 
+    state: tuple[int, ...]
     granules: list[Granule]
     host: RowEntries | None
     table: EntryTable
+    made: dict[tuple[int, int], StepProgram] = field(default_factory=dict)
 
 
 class ProgramMaker:
-    """Makes programs; pages are divided anew only when the layout's pages have changed.
+    """Makes programs; rows' pages are divided anew only when they have changed.
 
     Args:
         settings: how the cache is laid out.
@@ -55,6 +62,7 @@ class ProgramMaker:
         device: where the granules' index tensors go.
         host_entries: prepares pages for the host's attention: (page, row) pairs of the pool of keys
             and values; None where the host does not attend.
+        layer_weights: bytes of each layer's weights that are streamed; empty for none.
     """
 
     def __init__(
@@ -63,47 +71,53 @@ class ProgramMaker:
         layout: Layout,
         device: torch.device,
         host_entries: PrepareEntries | None = None,
+        layer_weights: tuple[int, ...] = (),
     ) -> None:
         self._settings = settings
         self._layout = layout
         self._device = device
         self._host_entries = host_entries
-        self._version = -1
-        self._cuts: dict[bool, _Cut] = {}
-        self._made: dict[tuple[int, int, int], StepProgram] = {}
+        self._layer_weights = layer_weights
+        self._cuts: dict[tuple[range, bool], Cut] = {}
 
-    def cut(self, q_len: int) -> _Cut:
-        """Return how the layout's pages are divided in a step of so many inputs."""
-        if self._version != self._layout.version:
-            self._version = self._layout.version
-            self._cuts, self._made = {}, {}
-        hosted = self._hosted(q_len)
-        if hosted not in self._cuts:
-            self._cuts[hosted] = self._cut(hosted)
-        return self._cuts[hosted]
+    def cut(self, rows: range, q_len: int) -> Cut:
+        """Return how the pages of some rows are divided in a step of so many inputs."""
+        key, state = (rows, self._hosted(q_len)), self._layout.state(rows)
+        known = self._cuts.pop(key, None)
+        if known is None or known.state != state:
+            known = self._cut(rows, state, *key[1:])
+        # The newest ones come last.
+        self._cuts[key] = known
+        if len(self._cuts) > _CUTS_KEPT:
+            del self._cuts[next(iter(self._cuts))]
+        return known
+
+    def forget(self) -> None:
+        """Divide all pages anew: how that is done has changed."""
+        self._cuts = {}
 
     def _hosted(self, q_len: int) -> bool:
         wanted = self._host_entries is not None and self._settings.host_share > 0
         return wanted and q_len <= MOST_HOST_QUERIES
 
-    def _cut(self, hosted: bool) -> _Cut:
+    def _cut(self, rows: range, state: tuple[int, ...], hosted: bool) -> Cut:
         by_host: list[tuple[Page, int]] = []
         by_kind: dict[PageKind, deque[Granule]] = {}
         for kind in PageKind:
-            uses = self._layout.pages(kind)
+            uses = self._layout.pages(kind, rows)
             if kind is PageKind.KV and hosted:
                 uses, by_host = _divide(uses, self._settings.host_share)
             at_once = self._settings.pages_at_once(kind)
-            by_kind[kind] = deque(cut_granules(self._layout, kind, at_once, self._device, uses))
+            found = cut_granules(self._layout, kind, at_once, self._device, uses, rows)
+            by_kind[kind] = deque(found)
         specs = [self._spec(granule) for granules in by_kind.values() for granule in granules]
         ordered = order_granules(specs, self._settings.policy)
         granules = [by_kind[PageKind(spec.kind)].popleft() for spec in ordered]
         host = None
         if by_host and self._host_entries is not None:
-            host = self._host_entries(by_host, self._layout.rows)
-        rows = len(self._layout.rows)
-        table = layer_table(granules, rows, self._device, hosted=host is not None)
-        return _Cut(granules, host, table)
+            host = self._host_entries(by_host, self._layout.of(rows))
+        table = layer_table(granules, len(rows), self._device, hosted=host is not None)
+        return Cut(state, granules, host, table)
 
     def _spec(self, granule: Granule) -> GranuleSpec:
         shape, block = self._settings.shape, self._settings.geometry.block_tokens
@@ -115,25 +129,25 @@ class ProgramMaker:
         pages = len(granule.pages)
         return GranuleSpec(granule.kind.value, pages, pages * block, pages * block * of_token)
 
-    def program(self, rows: int, q_len: int, device_tokens: int = 0) -> StepProgram:
-        """Return the program of a step over the layout's pages, without stores.
+    def program(self, rows: range, q_len: int, device_tokens: int = 0) -> StepProgram:
+        """Return the program of a step over the pages of some rows, without stores.
 
         Args:
-            rows: sequences.
+            rows: the rows that take part.
             q_len: inputs of the step.
             device_tokens: tokens that are on the device anyway, summed over rows.
         """
-        cut = self.cut(q_len)
-        key = (rows, q_len, device_tokens)
-        if key not in self._made:
-            self._made[key] = self._build(cut, rows, q_len, device_tokens, ())
-        return self._made[key]
+        cut = self.cut(rows, q_len)
+        key = (q_len, device_tokens)
+        if key not in cut.made:
+            cut.made[key] = self._build(cut, len(rows), q_len, device_tokens, ())
+        return cut.made[key]
 
     def program_with_stores(
-        self, rows: int, q_len: int, device_tokens: int, moves: StepMoves, cut: _Cut
+        self, rows: range, q_len: int, device_tokens: int, moves: StepMoves, cut: Cut
     ) -> StepProgram:
         """Return the program of a step that also fills pages; ``cut`` is from before it."""
-        return self._build(cut, rows, q_len, device_tokens, tuple(self._stores(moves)))
+        return self._build(cut, len(rows), q_len, device_tokens, tuple(self._stores(moves)))
 
     def _stores(self, moves: StepMoves) -> Iterator[tuple[Kind, int]]:
         shape = self._settings.shape
@@ -149,7 +163,7 @@ class ProgramMaker:
 
     def _build(
         self,
-        cut: _Cut,
+        cut: Cut,
         rows: int,
         q_len: int,
         device_tokens: int,
@@ -169,8 +183,9 @@ class ProgramMaker:
             [stores if is_paged else () for is_paged in paged],
             device_tokens=[device_tokens + rows * q_len] * len(paged),
             host_tokens=[hosted if is_paged else 0 for is_paged in paged] if hosted else (),
+            layer_weights=self._layer_weights,
         )
-        return StepProgram(program, cut.granules, cut.table, self._version, cut.host)
+        return StepProgram(program, cut.granules, cut.table, cut.host)
 
 
 def _divide(

@@ -5,7 +5,7 @@ Shape suffixes: B rows, H key/value heads, T places of the tail, D head width, q
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from headrace.runtime.store import LayerWidths
 class Tail:
     """Keys and values of up to ``block_tokens`` newest tokens a row, for every paged layer.
 
+    A step concerns rows that follow each other, and is given views of theirs alone.
+
     Args:
         backend: whose memory.
         widths: by layer.
-        rows: sequences.
+        rows: sequences that there is room for; more are possible (``select``).
         block_tokens: places a row.
         dtype: the cache's dtype.
     """
@@ -38,7 +40,7 @@ class Tail:
             shape = (rows, width.num_kv_heads, block_tokens, width.head_dim)
             return backend.device_buffer(shape, dtype)
 
-        self.rows = rows
+        self._rows = rows
         self._keys = {layer: buffer(width) for layer, width in widths.items()}
         self._values = {layer: buffer(width) for layer, width in widths.items()}
 
@@ -48,38 +50,54 @@ class Tail:
         tensors = [*self._keys.values(), *self._values.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values, ``[B, H, T, D]``."""
-        return self._keys[layer], self._values[layer]
+    def layer(self, layer: int, rows: range) -> tuple[Tensor, Tensor]:
+        """Return some rows' keys and values in a layer, ``[B, H, T, D]``."""
+        some = slice(rows.start, rows.stop)
+        return self._keys[layer][some], self._values[layer][some]
 
-    def write(self, layer: int, key: Tensor, value: Tensor, index: StepIndex) -> None:
-        """Write each row's one new token, ``[B, H, 1, D]``, to its place."""
+    def write(self, layer: int, key: Tensor, value: Tensor, index: StepIndex, rows: range) -> None:
+        """Write some rows' one new token each, ``[B, H, 1, D]``, to its place."""
         assert index.written_slots is not None
         place = index.written_slots.expand(-1, key.shape[1], -1, key.shape[3])
-        self._keys[layer].scatter_(2, place, key)
-        self._values[layer].scatter_(2, place, value)
+        for tail, new in zip(self.layer(layer, rows), (key, value), strict=True):
+            tail.scatter_(2, place, new)
 
     def update(
-        self, layer: int, key_sources: Tensor, value_sources: Tensor, update: TailUpdate
+        self,
+        layer: int,
+        key_sources: Tensor,
+        value_sources: Tensor,
+        update: TailUpdate,
+        rows: range,
     ) -> None:
-        """Give rows new contents, taken from their sources ``[B, H, T + q, D]``."""
-        for tail, sources in (
-            (self._keys[layer], key_sources),
-            (self._values[layer], value_sources),
-        ):
-            gathered = sources[update.rows_RT, :, update.sources_RT]
+        """Give some rows new contents, taken from their sources ``[B, H, T + q, D]``."""
+        sources = (key_sources, value_sources)
+        for tail, source in zip(self.layer(layer, rows), sources, strict=True):
+            gathered = source[update.rows_RT, :, update.sources_RT]
             tail[update.rows_R] = gathered.transpose(1, 2)
 
-    def select(self, sources: Tensor) -> None:
-        """Let row i become what row ``sources[i]`` was (int64, on the device)."""
-        self.rows = sources.numel()
+    def select(self, sources: Sequence[int]) -> None:
+        """Let row i become what row ``sources[i]`` was."""
         for tensors in (self._keys, self._values):
-            for layer, tensor in tensors.items():
-                chosen = tensor.index_select(0, sources)
-                if chosen.shape == tensor.shape:
-                    tensor.copy_(chosen)
-                else:
-                    tensors[layer] = chosen
+            select_rows(tensors, sources)
+
+
+def select_rows(tensors: dict[int, Tensor], sources: Sequence[int]) -> None:
+    """Let the first dimension's place i hold what place ``sources[i]`` held, in every tensor.
+
+    Only what moves is copied. Where there are more sources than places, tensors are replaced.
+    """
+    moves = [(target, source) for target, source in enumerate(sources) if target != source]
+    if not moves or not tensors:
+        return
+    some = next(iter(tensors.values()))
+    if len(sources) > some.shape[0]:
+        chosen = torch.tensor(list(sources)).to(some.device)
+        tensors.update({layer: part.index_select(0, chosen) for layer, part in tensors.items()})
+        return
+    to, of = (torch.tensor(places).to(some.device) for places in zip(*moves, strict=True))
+    for tensor in tensors.values():
+        tensor[to] = tensor.index_select(0, of)
 
 
 def tail_visible(

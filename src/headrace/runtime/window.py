@@ -5,7 +5,7 @@ Shape suffixes: B rows, H key/value heads, C places of the ring, D head width, q
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from headrace.runtime.attention import (
 )
 from headrace.runtime.lanes import Backend
 from headrace.runtime.store import LayerWidths
+from headrace.runtime.tail import select_rows
 
 SPARE_TOKENS = 64
 """Tokens kept beyond the window, so that as many may be taken back (``crop``)."""
@@ -36,7 +37,7 @@ class WindowCache:
         backend: whose memory.
         widths: by layer.
         window: tokens a query sees, itself included.
-        rows: sequences.
+        rows: sequences that there is room for; more are possible (``select``).
         dtype: the cache's dtype.
     """
 
@@ -60,6 +61,7 @@ class WindowCache:
         self._column = torch.full((rows, self._places), -1, dtype=torch.int64, device=self._device)
         self._column_before = self._column
         self._reached = 0
+        self._rows = slice(0, rows)
         self._writes: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -69,15 +71,21 @@ class WindowCache:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def begin_step(
-        self, column_Bq: Tensor, new: tuple[tuple[int, ...], ...], first_column: int
+        self,
+        column_Bq: Tensor,
+        new: tuple[tuple[int, ...], ...],
+        first_column: int | Sequence[int],
+        rows_taking_part: range,
     ) -> None:
         """Prepare the places of a step's new tokens.
 
         Args:
             column_Bq: int64, each input's column, -1 for padding (on the device).
             new: the same as indices of the inputs that are tokens.
-            first_column: column of the step's first input.
+            first_column: column of the step's first input, for all rows or for each.
+            rows_taking_part: rows that follow each other, and from whose first they are counted.
         """
+        self._rows = slice(rows_taking_part.start, rows_taking_part.stop)
         kept = [
             (row, index) for row, indices in enumerate(new) for index in indices[-self._places :]
         ]
@@ -87,8 +95,9 @@ class WindowCache:
         self._writes = (rows, inputs, column % self._places)
         self._column_before = self._column
         self._column = self._column.clone()
-        self._column[rows, self._writes[2]] = column
-        self._reached = max(self._reached, first_column + column_Bq.shape[1])
+        self._column[self._rows][rows, self._writes[2]] = column
+        first = first_column if isinstance(first_column, int) else max(first_column)
+        self._reached = max(self._reached, first + column_Bq.shape[1])
 
     def attend(
         self,
@@ -113,16 +122,16 @@ class WindowCache:
         """
         if column_Bq.shape[1] == 1:
             self._write(layer, key, value)
-            return self._attend_ring(layer, query, column_Bq, scoring, self._column)
+            return self._attend_ring(layer, query, column_Bq, scoring)
         accumulator = Accumulator(query)
         accumulator.add(
             attend_causal(
                 query,
-                self._keys[layer],
-                self._values[layer],
+                self._keys[layer][self._rows],
+                self._values[layer][self._rows],
                 scoring,
                 column_Bq,
-                self._column_before,
+                self._column_before[self._rows],
                 workspace_bytes,
             )
         )
@@ -133,16 +142,17 @@ class WindowCache:
         return accumulator.result()
 
     def _attend_ring(
-        self, layer: int, query: Tensor, column_Bq: Tensor, scoring: Scoring, column_BC: Tensor
+        self, layer: int, query: Tensor, column_Bq: Tensor, scoring: Scoring
     ) -> Partial:
-        visible = visibility(column_Bq, column_BC, scoring.window)[:, None]
-        return attend(query, self._keys[layer], self._values[layer], scoring, visible)
+        visible = visibility(column_Bq, self._column[self._rows], scoring.window)[:, None]
+        keys, values = self._keys[layer][self._rows], self._values[layer][self._rows]
+        return attend(query, keys, values, scoring, visible)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         assert self._writes is not None
         rows, inputs, places = self._writes
-        self._keys[layer][rows, :, places] = key[rows, :, inputs]
-        self._values[layer][rows, :, places] = value[rows, :, inputs]
+        self._keys[layer][self._rows][rows, :, places] = key[rows, :, inputs]
+        self._values[layer][self._rows][rows, :, places] = value[rows, :, inputs]
 
     def hide(self, row: int, columns: set[int]) -> None:
         """Let the attention mask hide a row's tokens of these columns for good."""
@@ -151,12 +161,17 @@ class WindowCache:
             if int(self._column[row, place]) == column:
                 self._column[row, place] = -1
 
-    def select(self, sources: Tensor) -> None:
+    def select(self, sources: Sequence[int]) -> None:
         """Let row i become what row ``sources[i]`` was."""
         for tensors in (self._keys, self._values):
-            for layer, tensor in tensors.items():
-                tensors[layer] = tensor.index_select(0, sources)
-        self._column = self._column.index_select(0, sources)
+            select_rows(tensors, sources)
+        columns = {0: self._column.clone()}
+        select_rows(columns, sources)
+        self._column = columns[0]
+
+    def clear(self, rows: range) -> None:
+        """Let rows begin anew."""
+        self._column[rows.start : rows.stop] = -1
 
     def check_crop(self, columns: int) -> None:
         """Raise if what is left after a crop would lack tokens of its window."""

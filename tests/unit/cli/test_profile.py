@@ -112,4 +112,4 @@ def test_an_emulated_link_is_labelled_in_the_head_and_in_its_rows():
     emulated = replace(MEASURED, origin=Origin.EMULATED, emulates="t4-pcie3", measurements=measured)
     text = profile_text(emulated, None)
     assert "EMULATED" in text
-    assert "alone (emulated; copies reach 16.0 GB/s)" in text
+    assert "alone (emulated; here 16.0 GB/s)" in text

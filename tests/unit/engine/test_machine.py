@@ -72,6 +72,7 @@ def test_rates_of_the_demo_are_positive(demo, small):
         attend_call_s(*cache),
         load_call_s(*cache[1:]),
         host_attend_rate(shape, torch.float32),
+        host_attend_rate(shape, torch.float32, beside_compute=True),
         rebuild_call_s(demo.model, shape),
         rebuild_rate(demo.model, shape),
         dense_rate(demo.model, shape),
@@ -132,7 +133,7 @@ def test_figures_of_the_model_are_added_to_a_stored_profile(demo, probes, emulat
     store.save_profile(stored, profile_path("cpu", shape, None, "t4-pcie3"))
     profile = machine_profile(demo.model, emulate="t4-pcie3")
     assert probes == []
-    assert set(FIGURES) <= profile.measurements.keys()
+    assert all(profile.is_measured(figure) for figure in FIGURES)
     assert profile.h2d_bytes_per_s == stored.h2d_bytes_per_s
     assert machine_profile(demo.model, emulate="t4-pcie3") == profile
 
@@ -141,6 +142,20 @@ def test_a_link_is_emulated_on_request(demo, probes):
     profile = machine_profile(demo.model, emulate="a100-40gb-pcie4", quick=False)
     assert profile.emulates == "a100-40gb-pcie4"
     assert [call[2:] for call in probes] == [(False, "a100-40gb-pcie4")]
+
+
+def test_emulated_cores_are_measured_while_the_same_cores_compute(demo, probes, monkeypatch):
+    asked = []
+
+    def host_attend_rate(shape, dtype, *, beside_compute):
+        asked.append(beside_compute)
+        return 3e9
+
+    monkeypatch.setattr(model_probes, "host_attend_rate", host_attend_rate)
+    assert machine_profile(demo.model, emulate="t4-pcie3").host_attend_rate == 3e9
+    assert set(asked) == {True}
+    machine_profile(demo.model)
+    assert asked[-1] is False
 
 
 def test_what_cannot_be_emulated_is_refused(demo):

@@ -1,0 +1,299 @@
+"""Continuous batching: requests come and go, and every forward is over those that are there.
+
+Rows that decode come first in the cache, and behind them those whose prompts are under way; a step
+is one forward over some of either. Prompts go in chunks, in turn with decode steps, so that neither
+starves. What a row gets depends on its own prompt, params and seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from headrace.engine.request import SamplingParams
+from headrace.engine.row import Row
+from headrace.engine.sample import Job, Sample
+from headrace.engine.sampling import choose_tokens
+from headrace.errors import ConfigurationError, MemoryBudgetError
+from headrace.hf.planning import CacheOptions
+from headrace.hf.rows_cache import RowsCache
+from headrace.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did for a sample.
+
+    Attributes:
+        job: the request.
+        index: which sample of it.
+        text: what may be shown now.
+        finished: whether the sample has ended.
+    """
+
+    job: Job
+    index: int
+    text: str
+    finished: bool
+
+
+class Batcher:
+    """Runs requests through a model, as many at once as there is room for.
+
+    Args:
+        model: the model.
+        tokenizer: the model's.
+        options: what is asked of the cache.
+        end_tokens: the model's.
+        max_rows: most rows at once.
+        prefill_tokens: most tokens of prompts in a forward, padding included; None: what the plan
+            has memory for.
+
+    Raises:
+        ConfigurationError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        options: CacheOptions,
+        end_tokens: Collection[int],
+        max_rows: int,
+        prefill_tokens: int | None = None,
+    ) -> None:
+        for setting, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{setting} is {value}; allowed is 1 or more")
+        self._model = model
+        self._tokenizer = tokenizer
+        self._options = options
+        self._end_tokens = end_tokens
+        self._max_rows = max_rows
+        self._prefill_tokens = prefill_tokens
+        self._cache: RowsCache | None = None
+        self._waiting: deque[Sample] = deque()
+        self._samples: list[Sample] = []
+        self._decoding = 0
+        self._prompts_next = True
+
+    # Requests
+
+    def add(self, request_id: str, prompt: list[int], params: SamplingParams) -> Job:
+        """Let a prompt wait for its turn; its params must leave room in the model's context.
+
+        Raises:
+            ConfigurationError: it asks for more samples than there may be rows.
+        """
+        if params.n > self._max_rows:
+            raise ConfigurationError(
+                f"n is {params.n}, but at most {self._max_rows} rows run at once; lower n, or "
+                "raise max_rows"
+            )
+        rows = [
+            Row(self._tokenizer, params.of_sample(index), prompt, self._end_tokens)
+            for index in range(params.n)
+        ]
+        job = Job(request_id, prompt, rows, params.max_tokens)
+        self._waiting.append(Sample(job, list(range(params.n)), list(prompt)))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End a request; what its samples have made stays."""
+        for row in job.rows:
+            row.cancel()
+        self._waiting = deque(sample for sample in self._waiting if not sample.finished)
+        self._drop_finished()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether some request has not ended."""
+        return bool(self._waiting or self._samples)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether further requests would soon find room."""
+        taken = sum(len(sample.indices) for sample in (*self._samples, *self._waiting))
+        return taken < 2 * self._max_rows
+
+    @property
+    def decoding(self) -> int:
+        """Rows that decode."""
+        return self._decoding
+
+    @property
+    def cache(self) -> RowsCache:
+        """The cache; opened, with a plan for the requests that wait, when it is first needed.
+
+        Raises:
+            MemoryBudgetError: not even one of them fits the budgets.
+        """
+        if self._cache is None:
+            self._cache = self._open()
+            if self._prefill_tokens is None:
+                self._prefill_tokens = self._cache.prefill_tokens
+        return self._cache
+
+    def _open(self) -> RowsCache:
+        """Open the cache for as many rows as fit, up to those that there will be."""
+        waiting = self._waiting
+        rows = min(self._max_rows, sum(len(sample.indices) for sample in waiting))
+        prompt_len = math.ceil(fmean(len(sample.tokens) for sample in waiting))
+        generate_len = math.ceil(fmean(sample.job.max_tokens for sample in waiting))
+        fewest = max(len(sample.indices) for sample in waiting)
+        while True:
+            try:
+                workload = Workload(rows, prompt_len, generate_len)
+                return RowsCache(self._model, workload, self._options)
+            except MemoryBudgetError:
+                if rows <= fewest:
+                    raise
+                rows = max(fewest, rows // 2)
+
+    # A step
+
+    def step(self) -> list[Update]:
+        """Run one forward over some rows, and return what it did.
+
+        Raises:
+            MemoryBudgetError: the requests do not fit the budgets, however few at once.
+        """
+        if not self.has_work:
+            return []
+        cache = self.cache
+        self._admit(cache)
+        rows, tokens = self._chosen()
+        decodes = rows.start < self._decoding
+        self._prompts_next = decodes
+        following = None if decodes else range(self._decoding) or None
+        try:
+            logits = cache.forward(rows, tokens, following)
+        except MemoryBudgetError as error:
+            return self._make_room(error)
+        samples = self._samples[rows.start : rows.stop]
+        for sample, some in zip(samples, tokens, strict=True):
+            sample.cached += len(some)
+        if samples[-1].left:
+            return []
+        updates = self._choose(rows, logits)
+        self._drop_finished()
+        return updates
+
+    def _admit(self, cache: RowsCache) -> None:
+        """Give rows to those who wait, in their order, while there is room."""
+        taken = sum(len(sample.indices) for sample in self._samples)
+        admitted: list[Sample] = []
+        while self._waiting:
+            sample = self._waiting[0]
+            if taken + len(sample.indices) > cache.capacity:
+                break
+            rows = [
+                (len(one.job.prompt_token_ids), one.end, len(one.indices))
+                for one in (*self._samples, *admitted, sample)
+            ]
+            if len(rows) > 1 and not cache.fits(rows):
+                break
+            admitted.append(self._waiting.popleft())
+            taken += len(sample.indices)
+        # Prompts of like lengths go together, with little padding.
+        admitted.sort(key=lambda sample: sample.left)
+        if admitted:
+            cache.add(len(admitted))
+            self._samples += admitted
+
+    def _chosen(self) -> tuple[range, list[list[int]]]:
+        """Return the rows of the next forward, and the tokens of each.
+
+        All that decode; or in turn, where prompts are under way, several whole ones if they fit,
+        else a part of the first.
+        """
+        first, limit = self._decoding, self._prefill_tokens
+        assert limit is not None
+        prompts = self._samples[first:]
+        if first and not (prompts and self._prompts_next):
+            return range(first), [sample.tokens[-1:] for sample in self._samples[:first]]
+        if prompts[0].left > limit:
+            cached = prompts[0].cached
+            return range(first, first + 1), [prompts[0].tokens[cached : cached + limit]]
+        longest, count = 0, 0
+        for sample in prompts:
+            longest = max(longest, sample.left)
+            if longest * (count + 1) > limit:
+                break
+            count += 1
+        tokens = [sample.tokens[sample.cached :] for sample in prompts[:count]]
+        return range(first, first + count), tokens
+
+    def _choose(self, rows: range, logits: Tensor) -> list[Update]:
+        """Choose the next token of rows all of whose tokens are in the cache."""
+        samples = self._samples[rows.start : rows.stop]
+        parts = [part for sample in samples for part in sample.split()]
+        if len(parts) > len(samples):
+            logits = self._part(rows, logits)
+        self._samples[rows.start : rows.stop] = parts
+        if rows.start >= self._decoding:
+            self._decoding += len(parts)
+        choices = choose_tokens([part.rows[0].sampler for part in parts], logits)
+        updates = []
+        for part, choice in zip(parts, choices, strict=True):
+            text = part.take(choice)
+            updates.append(Update(part.job, part.indices[0], text, part.finished))
+        return updates
+
+    def _part(self, rows: range, logits: Tensor) -> Tensor:
+        """Give each sample of a prompt a row of its own, which shares the prompt's cache.
+
+        Return the logits of all of them.
+        """
+        assert self._cache is not None
+        sources = [row for row in rows for _ in self._samples[row].indices]
+        behind = range(rows.stop, len(self._samples))
+        self._cache.arrange([*range(rows.start), *sources, *behind])
+        index = torch.tensor([source - rows.start for source in sources], device=logits.device)
+        return logits.index_select(0, index)
+
+    def _drop_finished(self) -> None:
+        """Let rows that have ended go; the last ones that decode take their places."""
+        samples, first = self._samples, self._decoding
+        decoding = [row for row in range(first) if not samples[row].finished]
+        prompts = [row for row in range(first, len(samples)) if not samples[row].finished]
+        if len(decoding) + len(prompts) == len(samples):
+            return
+        kept = len(decoding)
+        moved = iter([row for row in decoding if row >= kept])
+        alive = set(decoding)
+        self._arrange([row if row in alive else next(moved) for row in range(kept)] + prompts)
+        self._decoding = kept
+
+    def _arrange(self, sources: list[int]) -> None:
+        assert self._cache is not None
+        self._cache.arrange(sources)
+        self._samples = [self._samples[source] for source in sources]
+
+    def _make_room(self, error: MemoryBudgetError) -> list[Update]:
+        """Let the last row wait once more; a row that does not even fit alone fails."""
+        last = self._samples[-1]
+        self._arrange(list(range(len(self._samples) - 1)))
+        self._decoding = min(self._decoding, len(self._samples))
+        if self._samples:
+            last.cached = 0
+            self._waiting.appendleft(last)
+            return []
+        last.job.error = error
+        for row in last.job.rows:
+            row.cancel()
+        self._waiting = deque(sample for sample in self._waiting if not sample.finished)
+        return [Update(last.job, index, "", True) for index in last.indices]
+
+    def close(self) -> None:
+        """Give back all memory; requests under way are left as they are."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None

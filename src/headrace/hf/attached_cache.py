@@ -1,0 +1,294 @@
+"""What every cache of ours is: attached to a model, planned, and called by the model's forward."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from headrace.errors import ConfigurationError, UnsupportedModelError
+from headrace.hardware.profile import HardwareProfile
+from headrace.hf.attachment import Attachment, attach, detach
+from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
+from headrace.model.projection import LayerProjection
+from headrace.plan.plan import Plan
+from headrace.plan.simulate import simulate
+from headrace.plan.workload import Workload
+from headrace.runtime.attention import Scoring
+from headrace.runtime.cpu_lanes import CpuBackend
+from headrace.runtime.cuda_lanes import CudaBackend
+from headrace.runtime.lanes import Backend
+from headrace.runtime.paged import PagedCache
+from headrace.timeline import Origin, Timeline
+
+
+class HostLayer(CacheLayerMixin):
+    """What `transformers` sees of one layer: lengths, but no tensors."""
+
+    is_croppable = True
+
+    def __init__(self, cache: AttachedCache, is_sliding: bool) -> None:
+        super().__init__()
+        self._cache = cache
+        self.is_sliding = is_sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is to be initialised."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new keys and values alone: the attention function takes them from here."""
+        self._cache.check_forward()
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return length and offset of the keys that a mask would cover."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return the columns of the padded batch so far."""
+        return self._cache.get_seq_length()
+
+    def get_max_length(self) -> int:
+        """Return -1: there is no maximum."""
+        return -1
+
+
+class AttachedCache(Cache):
+    """A cache in host memory that a model's forward runs with.
+
+    Args:
+        model: a `transformers` decoder-only model, on its device and in its dtype.
+        options: what is asked of the cache.
+
+    Raises:
+        UnsupportedModelError: the model cannot be served.
+    """
+
+    def __init__(self, model: nn.Module, options: CacheOptions) -> None:
+        self._options = options
+        self._model = model
+        self._attachment = attach(model)
+        self._backend: Backend | None = None
+        self._paged: PagedCache | None = None
+        self._planned: CachePlan | None = None
+        self._broken = False
+        self._running = False
+        self._closed = False
+        self._tracing = False
+        super().__init__(
+            layers=[
+                HostLayer(self, layer.scoring.window is not None)
+                for layer in self._attachment.layers
+            ]
+        )
+
+    # What is known of it
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan with its prediction; None before the first forward, or if none was needed."""
+        return None if self._planned is None else self._planned.plan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided differently from what was asked, and why."""
+        notes = () if self._planned is None else self._planned.notes
+        unavailable = None if self._paged is None else self._paged.host_note
+        return (*notes, f"the host attends slowly: {unavailable}") if unavailable else notes
+
+    @property
+    def paged(self) -> PagedCache:
+        """The cache behind it."""
+        if self._paged is None:
+            raise ConfigurationError("the cache is empty: run the model with it first")
+        return self._paged
+
+    def trace(self, enabled: bool = True) -> None:
+        """Record from the next step on what runs when; forget what was recorded."""
+        self._tracing = enabled
+        if self._paged is not None and self._backend is not None:
+            self._backend.timed = enabled
+            self._paged.recorder.clear()
+            self._paged.recorder.enabled = enabled
+
+    def timeline(self, label: str = "") -> Timeline:
+        """Return what was recorded since ``trace``."""
+        return self.paged.recorder.timeline(self.origin, label)
+
+    def predicted_timeline(self, label: str = "") -> Timeline | None:
+        """Return the simulation of what ``timeline`` recorded: the same programs, step by step.
+
+        Where nothing was recorded: of a few decode steps over the cache as it is. None without a
+        profile.
+        """
+        if self._planned is None or self._planned.profile is None:
+            return None
+        programs = self.paged.recorder.programs or (self.paged.decode_program(),) * 4
+        dtype = self._planned.settings.shape.dtype
+        return simulate(programs, self._planned.profile, dtype, label=label)
+
+    @property
+    def origin(self) -> Origin:
+        """Whether what is measured here is measured on a real link or on an emulated one."""
+        return Origin.MEASURED if self._backend is None else self._backend.origin
+
+    @property
+    def policy(self) -> str:
+        """The policy in force: the chosen one where ``auto`` was asked for."""
+        planned = self._planned
+        return (self._options.policy if planned is None else planned.settings.policy).value
+
+    @property
+    def recompute_fraction(self) -> float:
+        """Share of each prompt's tokens that is kept as X."""
+        return 0.0 if self._planned is None else self._planned.settings.split.recompute
+
+    @property
+    def resident_fraction(self) -> float:
+        """Share of each prompt's tokens whose K/V stay on the device."""
+        return 0.0 if self._planned is None else self._planned.settings.split.resident
+
+    @property
+    def link_bytes_per_step(self) -> int:
+        """Bytes that a decode step over the cache as it is brings to the device."""
+        return self.paged.decode_program().link_bytes
+
+    @property
+    def peak_gpu_bytes(self) -> int:
+        """Peak device memory: CUDA's own count; on a CPU the model's weights and our buffers."""
+        parameters = list(self._model.parameters())
+        if parameters[0].is_cuda:
+            return torch.cuda.max_memory_allocated(parameters[0].device)
+        return _memory_of(parameters) + self.paged.device_bytes
+
+    # What a forward does. Our tensors outlive it, so they are neither part of a graph nor bound to
+    # the mode of one forward, whatever the mode in which the caller runs the model.
+
+    def _check_owner(self, attachment: Attachment | None) -> None:
+        if self._closed:
+            raise ConfigurationError("this cache is closed; make a new one")
+        if attachment is not self._attachment:
+            raise ConfigurationError(
+                "this cache was made for another model, or for a larger one that this is a part "
+                "of; pass it to the model that it was made with"
+            )
+
+    def check_forward(self) -> None:
+        """Raise unless a forward of the cache's own model is under way."""
+        if not self._running:
+            self._check_owner(None)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def attend_layer(
+        self,
+        layer: int,
+        activations: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+    ) -> Tensor:
+        """Attend one layer's new tokens to the whole context (called by the attention function)."""
+        assert self._paged is not None
+        return self._paged.attend(layer, activations, query, key, value, scoring)
+
+    def end_forward(self, failed: bool) -> None:
+        """Finish the forward (called by the model's hook)."""
+        assert self._paged is not None
+        self._running = False
+        if failed:
+            self._paged.abandon_step()
+            return
+        self._paged.end_step()
+        self._broken = False
+
+    def _open(self, workload: Workload, device: torch.device) -> None:
+        """Plan for a batch and take the memory for it."""
+        dtype = self._attachment.layers[0].observation.key.dtype
+        self._planned = plan_cache(
+            self._model, self._attachment, self._options, workload, device, dtype
+        )
+        placed = self._attachment.placed
+        if self._backend is None:
+            self._backend = (
+                open_backend(device, self._options.profile) if placed is None else placed.backend
+            )
+        self._reserve_rotary(workload.max_context)
+        self._paged = PagedCache(
+            self._backend,
+            self._planned.settings,
+            self._rebuild,
+            workload.rows,
+            workload.prompt_len,
+            workload.generate_len,
+            None if placed is None else placed.streamed,
+        )
+        self.trace(self._tracing)
+
+    def _reserve_rotary(self, positions: int) -> None:
+        for projection in self._attachment.projections:
+            if isinstance(projection, LayerProjection) and projection.rotary is not None:
+                like = next(self._model.parameters())
+                projection.rotary.reserve(positions, like)
+
+    def _rebuild(self, layer: int, activations: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        projection = self._attachment.projections[layer]
+        assert isinstance(projection, LayerProjection)
+        return projection.rebuild(activations, positions)
+
+    def reset(self) -> None:
+        """Forget everything, and give back all memory."""
+        if self._paged is not None:
+            self._paged.drain()
+        if self._backend is not None and self._attachment.placed is None:
+            self._backend.close()
+        if self._paged is not None:
+            self._paged.release()
+        self._paged = self._planned = self._backend = None
+        self._broken = self._running = False
+
+    # Its life
+
+    def close(self) -> None:
+        """Give back all memory and leave the model as it was; may be called again."""
+        if not self._closed:
+            self._closed = True
+            self.reset()
+            detach(self._model)
+
+    def __enter__(self) -> AttachedCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _memory_of(tensors: list[nn.Parameter]) -> int:
+    """Return the bytes of tensors, those that share memory counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def open_backend(device: torch.device, profile: HardwareProfile | None) -> Backend:
+    """Return the lanes of a device; a CPU's link is paced if the profile is of an emulated one."""
+    if device.type == "cuda":
+        return CudaBackend(device)
+    if device.type != "cpu":
+        raise UnsupportedModelError(
+            f"the model is on device {device.type!r}; headrace runs on 'cuda' and 'cpu'"
+        )
+    if profile is not None and profile.origin is Origin.EMULATED:
+        return CpuBackend(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+    return CpuBackend()

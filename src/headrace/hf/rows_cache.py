@@ -1,0 +1,184 @@
+"""``RowsCache``: a cache whose rows come and go, and the forwards of a model over some of them.
+
+Shape suffixes: B rows of a forward, q inputs, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.errors import ConfigurationError, UnsupportedModelError
+from headrace.hf.attached_cache import AttachedCache
+from headrace.hf.attachment import Attachment
+from headrace.hf.planning import CacheOptions
+from headrace.plan.workload import Workload
+
+_LEAST_PREFILL_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """What the forward that is about to begin is for.
+
+    Attributes:
+        rows: the rows that take part.
+        new: for each of them, the indices of the inputs that are tokens.
+        first_columns: for each of them, the number within the row that an input of index 0 has.
+        next_rows: the rows that will probably decode in the forward after it.
+    """
+
+    rows: range
+    new: list[range]
+    first_columns: list[int]
+    next_rows: range | None
+
+
+class RowsCache(AttachedCache):
+    """A KV cache for a changing set of rows, each with its own length.
+
+    Rows are numbered from 0, without gaps. A forward concerns rows that follow each other: whoever
+    batches keeps those together that decode, and those whose prompts are under way.
+
+    Args:
+        model: a `transformers` decoder-only model, on its device and in its dtype.
+        workload: the most rows there will be at once, and the usual lengths of their prompts and
+            of what they generate: what is planned for, and what memory is taken for now.
+        options: what is asked of the cache.
+
+    Raises:
+        MemoryBudgetError: the workload does not fit the budgets.
+        UnsupportedModelError: the model cannot be served.
+    """
+
+    def __init__(self, model: nn.Module, workload: Workload, options: CacheOptions) -> None:
+        accepted = inspect.signature(model.forward).parameters
+        if "position_ids" not in accepted:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not take position_ids, so its rows must all have "
+                "come equally far; run it with a HostCache"
+            )
+        super().__init__(model, options)
+        self._workload = workload
+        self._device = next(model.parameters()).device
+        self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._forward: _Forward | None = None
+        self.capacity = workload.rows
+        """Rows that there is room for on the device."""
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self._open(workload, self._device)
+                self.paged.select([])
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in the cache of each row."""
+        return self.paged.layout.lengths
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: rows have their own lengths, and their positions are given."""
+        return 0
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens of prompts that the plan has memory for in a forward."""
+        prompts = 0 if self.plan is None else self.plan.prefill_rows
+        return max(_LEAST_PREFILL_TOKENS, prompts * self._workload.prompt_len)
+
+    def fits(self, rows: Sequence[tuple[int, int, int]]) -> bool:
+        """Return whether host memory suffices for some rows until all of them have ended.
+
+        Args:
+            rows: of each, the tokens of its prompt, its tokens at the end, and how many rows share
+                the prompt.
+        """
+        limit = self.paged.host_limit_bytes
+        if limit is None:
+            return True
+        return sum(self.paged.host_bytes_of(*row) for row in rows) <= limit
+
+    def add(self, rows: int) -> range:
+        """Add empty rows behind the others; return their numbers."""
+        if len(self.lengths) + rows > self.capacity:
+            raise ConfigurationError(
+                f"{rows} rows were to be added to {len(self.lengths)}, but there is room for "
+                f"{self.capacity}"
+            )
+        return self.paged.add(rows)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def arrange(self, sources: Sequence[int]) -> None:
+        """Let row i become what row ``sources[i]`` was.
+
+        Rows that are not named end, and their memory is free at once. Rows that are named several
+        times share what they have so far.
+        """
+        self.paged.select(sources)
+
+    def forward(
+        self, rows: range, tokens: Sequence[Sequence[int]], next_rows: range | None = None
+    ) -> Tensor:
+        """Run the model on further tokens of some rows.
+
+        Args:
+            rows: rows that follow each other.
+            tokens: for each, its next tokens, one or more.
+            next_rows: the rows that will probably decode in the forward after this one, so that
+                their loads may start ahead; None: the same.
+
+        Returns:
+            The logits of each row's next token, float32 ``[B, V]``, on the model's device.
+
+        Raises:
+            MemoryBudgetError: host memory does not suffice; nothing has changed.
+        """
+        longest = max(len(some) for some in tokens)
+        before = [row.length for row in self.paged.layout.of(rows)]
+        padding = [longest - len(some) for some in tokens]
+        new = [range(count, longest) for count in padding]
+        first = [length - count for length, count in zip(before, padding, strict=True)]
+        self.paged.reserve(new, rows)
+        self._forward = _Forward(rows, new, first, next_rows)
+        ids = [[0] * count + list(some) for count, some in zip(padding, tokens, strict=True)]
+        positions = torch.tensor(first)[:, None] + torch.arange(longest)
+        with torch.no_grad():
+            output = self._model(
+                input_ids=torch.tensor(ids).to(self._device),
+                position_ids=positions.clamp_min(0).to(self._device),
+                past_key_values=self,
+                use_cache=True,
+                **self._extra,
+            )
+            logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def begin_forward(self, attachment: Attachment, inputs: dict[str, Any]) -> None:
+        """Place a forward's tokens (called by the model's hook)."""
+        self._check_owner(attachment)
+        forward, self._forward = self._forward, None
+        if forward is None:
+            raise ConfigurationError("a RowsCache is for its own forward(); use a HostCache")
+        positions: Tensor = inputs["position_ids"]
+        if positions.shape[1] > 1:
+            # Only a prompt's tokens are kept as X, whose keys are rotated by these positions later.
+            self._reserve_rotary(max(forward.first_columns) + positions.shape[1])
+        self._running = True
+        self.paged.begin_step(
+            forward.new,
+            positions.shape[1],
+            forward.first_columns,
+            positions,
+            forward.rows,
+            forward.next_rows,
+        )
