@@ -107,7 +107,6 @@ def _refuse_same_file(args: argparse.Namespace, batch: BatchInput) -> None:
 def _complete(args: argparse.Namespace, work: BatchRun, progress: output.Progress) -> None:
     """Load the model, and complete what is left."""
     from headrace.engine.batch_prompts import PromptReader
-    from headrace.engine.batch_static import StaticEngine
     from headrace.engine.llm import LLM
     from headrace.engine.prompts import max_context
     from headrace.hf.observe import text_config
@@ -119,11 +118,12 @@ def _complete(args: argparse.Namespace, work: BatchRun, progress: output.Progres
         gpu_memory=machine.gpu_memory_bytes(args),
         host_memory=machine.host_memory_bytes(args),
         profile=generate.profile_of(args, loaded, progress),
+        max_rows=args.max_rows,
     )
     reader = PromptReader(
         llm.tokenizer, max_context(llm.model), int(text_config(llm.model).vocab_size)
     )
-    work.complete(StaticEngine(llm, args.max_rows), reader, loaded.name)
+    work.complete(llm, reader, loaded.name)
 
 
 def _write_failed(args: argparse.Namespace, error: Exception) -> int:

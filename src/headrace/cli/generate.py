@@ -14,9 +14,10 @@ from headrace.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from headrace.engine.audit import AuditResult
-    from headrace.engine.llm import LLM, GenerationStats
+    from headrace.engine.llm import LLM
     from headrace.engine.loading import LoadedModel
     from headrace.engine.request import RequestOutput
+    from headrace.engine.stats import GenerationStats
     from headrace.hardware.profile import HardwareProfile
 
 POLICIES = ("auto", "resident", "stream", "kvpr", "recompute", "host")

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from headrace.engine.batch_engine import Completed, CompletionEngine, Request
 from headrace.engine.batch_fields import RequestError
 from headrace.engine.batch_input import BatchInput
 from headrace.engine.batch_journal import Journal
 from headrace.engine.batch_line import BatchRequest
 from headrace.engine.batch_messages import Prompt
 from headrace.engine.batch_results import answer, error_line, result_line
+from headrace.engine.completion import Completed, CompletionEngine, Request
 from headrace.engine.request import RequestOutput, SamplingParams
 from headrace.errors import ConfigurationError
 

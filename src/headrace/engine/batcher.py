@@ -44,6 +44,19 @@ class Update:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a step did.
+
+    Attributes:
+        updates: by sample.
+        decoded: rows that got one more token; 0 for a step of prompts.
+    """
+
+    updates: list[Update]
+    decoded: int
+
+
 class Batcher:
     """Runs requests through a model, as many at once as there is room for.
 
@@ -159,32 +172,32 @@ class Batcher:
 
     # A step
 
-    def step(self) -> list[Update]:
+    def step(self) -> Step:
         """Run one forward over some rows, and return what it did.
 
         Raises:
             MemoryBudgetError: the requests do not fit the budgets, however few at once.
         """
         if not self.has_work:
-            return []
+            return Step([], 0)
         cache = self.cache
         self._admit(cache)
         rows, tokens = self._chosen()
-        decodes = rows.start < self._decoding
-        self._prompts_next = decodes
-        following = None if decodes else range(self._decoding) or None
+        decoded = len(rows) if rows.start < self._decoding else 0
+        self._prompts_next = decoded > 0
+        following = None if decoded else range(self._decoding) or None
         try:
             logits = cache.forward(rows, tokens, following)
         except MemoryBudgetError as error:
-            return self._make_room(error)
+            return Step(self._make_room(error), 0)
         samples = self._samples[rows.start : rows.stop]
         for sample, some in zip(samples, tokens, strict=True):
             sample.cached += len(some)
         if samples[-1].left:
-            return []
+            return Step([], 0)
         updates = self._choose(rows, logits)
         self._drop_finished()
-        return updates
+        return Step(updates, decoded)
 
     def _admit(self, cache: RowsCache) -> None:
         """Give rows to those who wait, in their order, while there is room."""

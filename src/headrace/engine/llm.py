@@ -1,79 +1,75 @@
-"""``LLM``: text in, text out, with the KV cache on the host.
-
-All prompts of one call go through the model together, as a static batch.
-"""
+"""``LLM``: text in, text out, with the KV cache on the host."""
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from headrace.engine.batcher import Batcher, Step
 from headrace.engine.calm import calm_collector
-from headrace.engine.decoding import StaticBatch, pad_left
+from headrace.engine.completion import Completed, Request
 from headrace.engine.loading import LoadedModel, load_model
-from headrace.engine.measure import without_first
-from headrace.engine.prompts import encode_prompts, max_context
+from headrace.engine.prompts import check_tokens, encode_prompt, max_context
 from headrace.engine.request import RequestOutput, SamplingParams
-from headrace.engine.row import Row
-from headrace.engine.sampling import choose_tokens
-from headrace.errors import ConfigurationError, ModelError
+from headrace.engine.sample import Job
+from headrace.engine.stats import GenerationStats, Stopwatch, recorded
+from headrace.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    HeadraceError,
+    MemoryBudgetError,
+    ModelError,
+)
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.cache import HostCache
 from headrace.hf.observe import text_config
 from headrace.hf.planning import CacheOptions
 from headrace.plan.plan import Plan
-from headrace.plan.simulate import steady_step_s
-from headrace.timeline import Origin, Timeline
+from headrace.timeline import Timeline
+
+MAX_ROWS = 64
+"""Most rows at once, unless said otherwise."""
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
 
 
 @dataclass(frozen=True)
-class GenerationStats:
-    """What a call of ``generate`` took.
+class StreamedText:
+    """A piece of what is being generated.
 
     Attributes:
-        origin: measured, or emulated when the link was slowed down on purpose.
-        prefill_s: seconds from the call to the first token.
-        step_s: median seconds of a decode step, from token to token (0 if there was none).
-        tokens_per_s: generated tokens a second, over all rows, while decoding.
-        predicted_step_s: what the plan's program takes by simulation; None without a profile.
-        link_bytes_per_step: bytes that a step brings to the device, at the end.
-        peak_gpu_bytes: peak device memory: CUDA's own count, or on a CPU weights and cache buffers.
-        host_bytes: host memory of the cache.
-        policy: the policy that was used.
-        recompute_fraction: share of each prompt's tokens that was kept as X.
-        notes: what was decided differently from what was asked, and why.
+        prompt: number of the prompt.
+        index: which of its samples.
+        text: what comes next; may be empty.
+        finished: whether the sample has ended.
     """
 
-    origin: Origin
-    prefill_s: float
-    step_s: float
-    tokens_per_s: float
-    predicted_step_s: float | None
-    link_bytes_per_step: int
-    peak_gpu_bytes: int
-    host_bytes: int
-    policy: str
-    recompute_fraction: float
-    notes: tuple[str, ...]
+    prompt: int
+    index: int
+    text: str
+    finished: bool
 
 
 class LLM:
     """A model with its cache on the host.
 
+    Requests are batched continuously: a row's memory is free for the next prompt as soon as it has
+    ended. What a row gets depends on its prompt, params and seed alone.
+
     Args:
         model: ``demo``, a local directory, a hub id, or a model that is loaded already.
-        policy: ``auto``, ``resident``, ``stream``, ``kvpr`` or ``recompute``.
+        policy: ``auto``, ``resident``, ``stream``, ``kvpr``, ``recompute`` or ``host``.
         gpu_memory: device memory to keep within, such as ``"16GiB"``.
         host_memory: host memory to keep within.
         profile: the machine: a profile, a published name, or a file; None for this machine.
         recompute_fraction: share of each prompt kept as X instead of the planned one, 0 to 1.
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16``, ``float16``; None for what the model was saved in.
+        max_rows: most rows at once; each of a prompt's samples is one.
+        prefill_tokens: most tokens of prompts in a forward; None: what there is memory for.
 
     Raises:
         HeadraceError: a setting is not allowed, or the model cannot be loaded or served.
@@ -90,34 +86,31 @@ class LLM:
         recompute_fraction: float | None = None,
         device: str = "auto",
         dtype: str | None = None,
+        max_rows: int = MAX_ROWS,
+        prefill_tokens: int | None = None,
     ) -> None:
-        CacheOptions.checked(
+        self._options = CacheOptions.checked(
             policy, gpu_memory, host_memory, recompute_fraction, None, profile, poison=False
         )
+        self._limits = max_rows, prefill_tokens
         loaded = load_model(model, device=device, dtype=dtype) if isinstance(model, str) else model
         if loaded.tokenizer is None:
             raise ModelError(f"model {loaded.name!r} has no tokenizer")
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.stats: GenerationStats | None = None
-        """Of the last call of ``generate``."""
+        """Of the last call."""
         self.plan: Plan | None = None
-        """The plan of the last call of ``generate``."""
+        """The plan of the last call."""
         self._name = loaded.name
         self._max_context = max_context(self.model)
         self._vocab_size = int(text_config(self.model).vocab_size)
         self._tracing = False
         self._timelines: tuple[Timeline, ...] = ()
-        self._cache_options = {
-            "policy": policy,
-            "gpu_memory": gpu_memory,
-            "host_memory": host_memory,
-            "profile": profile,
-            "recompute_fraction": recompute_fraction,
-        }
+        self._new_batcher().close()
 
     def trace(self, enabled: bool = True) -> None:
-        """Record what runs when in the decode steps of the calls that follow."""
+        """Record what runs when in the calls that follow, from the first decode step on."""
         self._tracing = enabled
 
     def timelines(self) -> tuple[Timeline, ...]:
@@ -126,13 +119,13 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts. A row ends at the latest where the model's context does.
 
         Args:
-            prompts: one or several texts.
+            prompts: one or several; each a text, or its token ids.
             params: how to choose tokens: for all prompts, or one each.
 
         Returns:
@@ -141,105 +134,167 @@ class LLM:
         Raises:
             ConfigurationError: a prompt is empty, or params name a token that the model lacks.
             ContextLengthError: a prompt is as long as the model's context, or longer.
-            MemoryBudgetError: the batch does not fit the budgets.
+            MemoryBudgetError: a prompt does not fit the budgets even by itself.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        each = self._params_of_each(params, len(texts))
-        if not texts:
-            return []
-        tokens = encode_prompts(self.tokenizer, texts, self._max_context)
-        samples = self._samples(each, tokens)
-        ids, mask = pad_left([prompt for prompt, _ in samples], self.tokenizer.pad_token_id or 0)
-        longest = max(params.max_tokens for _, params in samples)
-        with (
-            calm_collector(),
-            HostCache(self.model, reserve_tokens=longest, **self._cache_options) as cache,  # type: ignore[arg-type]
-        ):
-            batch = StaticBatch(self.model, ids, mask, cache)
-            ends = _end_tokens(self)
-            rows = [Row(self.tokenizer, one, prompt, ends) for prompt, one in samples]
-            self._run(batch, rows, cache)
-        remaining = iter(rows)
-        return [
-            RequestOutput(
-                prompt=text,
-                prompt_token_ids=tuple(prompt),
-                outputs=tuple(next(remaining).output(index) for index in range(one.n)),
-            )
-            for text, prompt, one in zip(texts, tokens, each, strict=True)
-        ]
+        requests = self._requests(prompts, params)
+        batcher = self._new_batcher()
+        jobs = [self._add(batcher, request) for request in requests]
+        for _ in self._steps(batcher):
+            pass
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+        return [self._output(request, job) for request, job in zip(requests, jobs, strict=True)]
 
-    def _samples(
-        self, each: list[SamplingParams], tokens: list[list[int]]
-    ) -> list[tuple[list[int], SamplingParams]]:
-        """Return the prompt and the params of each row: ``n`` rows for a prompt, side by side."""
-        for one in each:
-            one.check_vocabulary(self._vocab_size)
-        return [
-            (prompt, one.of_sample(index).within(self._max_context - len(prompt)))
-            for one, prompt in zip(each, tokens, strict=True)
-            for index in range(one.n)
-        ]
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Iterator[StreamedText]:
+        """Yield what is generated as it comes. Whoever stops listening ends it all.
 
-    @staticmethod
-    def _params_of_each(
-        params: SamplingParams | Sequence[SamplingParams] | None, count: int
-    ) -> list[SamplingParams]:
+        Args:
+            prompts: as ``generate`` takes them.
+            params: likewise.
+
+        Raises:
+            HeadraceError: as by ``generate``.
+        """
+        batcher = self._new_batcher()
+        requests = self._requests(prompts, params)
+        number = {id(self._add(batcher, request)): place for place, request in enumerate(requests)}
+        for step in self._steps(batcher):
+            for update in step.updates:
+                if update.job.error is not None:
+                    raise update.job.error
+                yield StreamedText(
+                    number[id(update.job)], update.index, update.text, update.finished
+                )
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completed]:
+        """Complete requests, each of which is yielded once, as it ends.
+
+        Args:
+            requests: consumed as there is room, so they may be made while others run. An error of
+                one does not stop the others.
+        """
+        batcher, source = self._new_batcher(), iter(requests)
+        under_way: dict[int, tuple[Request, Job]] = {}
+        refused: list[Completed] = []
+
+        def refill() -> None:
+            while batcher.wants_more and (request := next(source, None)) is not None:
+                try:
+                    job = self._add(batcher, request)
+                except ConfigurationError as error:
+                    refused.append(_failed(request, error))
+                else:
+                    under_way[id(job)] = request, job
+
+        for step in self._steps(batcher, refill):
+            yield from refused
+            refused.clear()
+            for update in step.updates:
+                if update.finished and update.job.finished:
+                    request, job = under_way.pop(id(update.job))
+                    if job.error is None:
+                        yield Completed(request.request_id, self._output(request, job), None)
+                    else:
+                        yield _failed(request, job.error)
+        yield from refused
+
+    def _new_batcher(self) -> Batcher:
+        ends = _end_tokens(self)
+        return Batcher(self.model, self.tokenizer, self._options, ends, *self._limits)
+
+    def _requests(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[Request]:
+        several = _as_prompts(prompts)
         if params is None or isinstance(params, SamplingParams):
-            return [params or SamplingParams()] * count
-        if len(params) != count:
+            params = [params or SamplingParams()] * len(several)
+        if len(params) != len(several):
             raise ConfigurationError(
-                f"{len(params)} sampling params were given for {count} prompts; give one, or one "
-                "for each prompt"
+                f"{len(params)} sampling params were given for {len(several)} prompts; give one, "
+                "or one for each prompt"
             )
-        return list(params)
+        return [
+            Request(str(place), *both)
+            for place, both in enumerate(zip(several, params, strict=True))
+        ]
 
-    def _run(self, batch: StaticBatch, rows: list[Row], cache: HostCache) -> None:
-        """Generate until every row is finished."""
+    def _add(self, batcher: Batcher, request: Request) -> Job:
+        request.params.check_vocabulary(self._vocab_size)
+        tokens = encode_prompt(self.tokenizer, request.prompt, self._max_context)
+        check_tokens(tokens, self._vocab_size)
+        room = self._max_context - len(tokens)
+        return batcher.add(request.request_id, tokens, request.params.within(room))
+
+    def _output(self, request: Request, job: Job) -> RequestOutput:
+        prompt = request.prompt
+        return RequestOutput(
+            prompt=prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt)),
+            prompt_token_ids=tuple(job.prompt_token_ids),
+            outputs=tuple(row.output(index) for index, row in enumerate(job.rows)),
+        )
+
+    def _steps(self, batcher: Batcher, refill: Callable[[], None] | None = None) -> Iterator[Step]:
+        """Run a batcher until all is done, and note what that took."""
         if next(self.model.parameters()).is_cuda:
             torch.cuda.reset_peak_memory_stats()
-        moments_s = [time.perf_counter()]
-        logits = batch.prefill()
-        cache.trace(self._tracing)
-        samplers = [row.sampler for row in rows]
-        generated = 0
-        while True:
-            choices = choose_tokens(samplers, logits)
-            moments_s.append(time.perf_counter())
-            for row, choice in zip(rows, choices, strict=True):
-                row.take(choice)
-            running = torch.tensor([not row.finished for row in rows])
-            if not running.any():
-                break
-            generated += int(running.sum())
-            logits = batch.step(torch.tensor([choice.token_id for choice in choices]), running)
-        first_s, *step_s = [later - earlier for earlier, later in itertools.pairwise(moments_s)]
-        self._note(cache, first_s, step_s, generated)
+        watch, traced = Stopwatch(), not self._tracing
+        start_s = time.perf_counter()
+        try:
+            with calm_collector():
+                if refill is not None:
+                    refill()
+                while batcher.has_work:
+                    if not traced and batcher.decoding:
+                        batcher.cache.trace()
+                        traced = True
+                    step = batcher.step()
+                    now_s = time.perf_counter()
+                    watch.note(now_s - start_s, step.decoded)
+                    start_s = now_s
+                    yield step
+                    if refill is not None:
+                        refill()
+                if watch.first_s:
+                    self._note(batcher, watch)
+        finally:
+            batcher.close()
 
-    def _note(
-        self, cache: HostCache, prefill_s: float, step_s: list[float], generated: int
-    ) -> None:
+    def _note(self, batcher: Batcher, watch: Stopwatch) -> None:
         """Keep the figures of a call."""
+        cache = batcher.cache
         label = f"{self._name}, {cache.policy}"
         predicted = cache.predicted_timeline(label)
         self.plan = cache.plan
-        self.stats = GenerationStats(
-            origin=cache.origin,
-            prefill_s=prefill_s,
-            step_s=statistics.median(step_s) if step_s else 0.0,
-            tokens_per_s=generated / sum(step_s) if step_s else 0.0,
-            predicted_step_s=None if predicted is None else steady_step_s(predicted),
-            link_bytes_per_step=cache.link_bytes_per_step,
-            peak_gpu_bytes=cache.peak_gpu_bytes,
-            host_bytes=cache.paged.host_bytes,
-            policy=cache.policy,
-            recompute_fraction=cache.recompute_fraction,
-            notes=cache.notes,
-        )
+        self.stats = watch.stats(cache, predicted)
         if self._tracing:
-            # Numbered from 0, as predicted ones are: a page lays steps of a number over each other.
-            measured = without_first(cache.timeline(label), 0)
-            self._timelines = (measured,) if predicted is None else (predicted, measured)
+            self._timelines = recorded(cache, predicted, label)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Return a list of prompts: a text, and a list of numbers, are one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    several = list(prompts)
+    if several and all(isinstance(token, int) for token in several):
+        return [several]  # type: ignore[list-item]
+    return several  # type: ignore[return-value]
+
+
+_CODES: dict[type[HeadraceError], str] = {
+    ContextLengthError: "context_length_exceeded",
+    MemoryBudgetError: "memory_budget_exceeded",
+}
+
+
+def _failed(request: Request, error: HeadraceError) -> Completed:
+    return Completed(request.request_id, None, str(error), _CODES.get(type(error)))
 
 
 def _end_tokens(llm: LLM) -> set[int]:

@@ -32,30 +32,45 @@ def max_context(model: nn.Module) -> int:
     return int(limit) if limit else 1 << 30
 
 
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int
-) -> list[list[int]]:
-    """Return each prompt's tokens.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], limit: int
+) -> list[int]:
+    """Return a prompt's tokens.
 
     Args:
         tokenizer: the model's.
-        texts: the prompts.
+        prompt: text, or tokens already.
         limit: the model's context; a prompt must leave room for one token.
 
     Raises:
-        ConfigurationError: a prompt is empty.
-        ContextLengthError: a prompt is as long as the context, or longer.
+        ConfigurationError: it is empty.
+        ContextLengthError: it is as long as the context, or longer.
     """
-    prompts: list[list[int]] = [list(tokenizer(text)["input_ids"]) for text in texts]
-    for tokens in prompts:
-        if not tokens:
-            raise ConfigurationError("a prompt is empty; give each prompt at least one token")
-        if len(tokens) >= limit:
-            raise ContextLengthError(
-                f"a prompt has {len(tokens)} tokens, but the model's context is {limit}; shorten "
-                f"the prompt to {limit - 1} or fewer"
-            )
-    return prompts
+    tokens = list(tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+    if not tokens:
+        raise ConfigurationError("a prompt is empty; give each prompt at least one token")
+    if len(tokens) >= limit:
+        raise ContextLengthError(
+            f"a prompt has {len(tokens)} tokens, but the model's context is {limit}; shorten "
+            f"the prompt to {limit - 1} or fewer"
+        )
+    return tokens
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int
+) -> list[list[int]]:
+    """Return each prompt's tokens; see ``encode_prompt``."""
+    return [encode_prompt(tokenizer, text, limit) for text in texts]
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
+    """Raise ``ConfigurationError`` if a prompt has a token that the model lacks."""
+    strange = [token for token in tokens if not 0 <= token < vocab_size]
+    if strange:
+        raise ConfigurationError(
+            f"a prompt has token {strange[0]}; the model's vocabulary allows 0 to {vocab_size - 1}"
+        )
 
 
 def source_prompts(

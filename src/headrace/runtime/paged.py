@@ -152,6 +152,7 @@ class PagedCache:
             () if weights is None else weights.layer_bytes,
         )
         self._now: _Step | None = None
+        self._decoded: Program | None = None
         self._grow(self._layout.pages_expected(prompt_len, new_tokens))
 
     # What it holds
@@ -184,7 +185,12 @@ class PagedCache:
         return self._store.growths
 
     def decode_program(self, rows: range | None = None) -> Program:
-        """Return the program of a decode step over the cache as it is, for all rows or some."""
+        """Return the program of a decode step over the cache as it is, for all rows or some.
+
+        Where all rows have ended, it is that of those that there were last.
+        """
+        if rows is None and not self.rows and self._decoded is not None:
+            return self._decoded
         rows = range(self.rows) if rows is None else rows
         tails = sum(len(row.tail) for row in self._layout.of(rows))
         return self._programs.program(rows, 1, tails).program
@@ -233,6 +239,7 @@ class PagedCache:
         for window in set(self._windows.values()):
             window.begin_step(self._now.column_Bq, moves.new, first_column, rows)
         after = self._next_program(rows if next_rows is None else next_rows)
+        self._decoded = after.program
         self._conveyor.begin_step(program, after)
 
     def _next_program(self, rows: range) -> StepProgram:

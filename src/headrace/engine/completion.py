@@ -1,4 +1,4 @@
-"""What a batch asks of an engine: requests in, completed ones out, in any order."""
+"""Requests in, completed ones out, in any order: what a batch asks of an engine."""
 
 from __future__ import annotations
 
