@@ -14,7 +14,7 @@ def calm_collector() -> Iterator[None]:
     A full collection looks at every object of torch and transformers; one of half a second was seen
     in the middle of steps of 0.3 s. What is made meanwhile is still collected.
     """
-    gc.collect()
+    gc.collect(1)
     gc.freeze()
     try:
         yield

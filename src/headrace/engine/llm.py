@@ -93,7 +93,11 @@ class LLM:
             policy, gpu_memory, host_memory, recompute_fraction, None, profile, poison=False
         )
         self._limits = max_rows, prefill_tokens
-        loaded = load_model(model, device=device, dtype=dtype) if isinstance(model, str) else model
+        loaded = (
+            load_model(model, device=device, dtype=dtype, options=self._options)
+            if isinstance(model, str)
+            else model
+        )
         if loaded.tokenizer is None:
             raise ModelError(f"model {loaded.name!r} has no tokenizer")
         self.model = loaded.model

@@ -15,13 +15,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     OPTConfig,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from headrace.errors import ConfigurationError, ModelError
+from headrace.hf.attached_cache import open_backend
+from headrace.hf.placing import Placing, choose_placing
+from headrace.hf.planning import CacheOptions
+from headrace.hf.weights import PlacedWeights
 from headrace.model.published import published_names, published_shape
 from headrace.model.shape import ModelShape
+from headrace.plan.workload import Workload
 
 DEMO = "demo"
 """Name of the model that is shipped with the package."""
@@ -29,6 +35,9 @@ DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parent.parent / "assets" / "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SLICE_VOCAB = 2048
+_USUAL_ROWS, _USUAL_PROMPT, _USUAL_NEW_TOKENS = 16, 1024, 128
+"""The work that weights are placed for, unless it is known better."""
+
 _ALLOWED = "give a directory with config.json, a hub id such as 'Qwen/Qwen3-0.6B', or 'demo'"
 
 
@@ -74,27 +83,62 @@ def resolve_dtype(dtype: str | None) -> torch.dtype | str:
     return DTYPES[dtype]
 
 
-def load_model(name: str, *, device: str = "auto", dtype: str | None = None) -> LoadedModel:
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    options: CacheOptions | None = None,
+    workload: Workload | None = None,
+) -> LoadedModel:
     """Load a model by name.
 
     Args:
         name: ``demo``, a local directory, or a hub id.
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16``, ``float16``, or None for what the model was saved in.
+        options: budgets; what of the model does not fit stays on the host, and is streamed. None:
+            all of it goes to the device.
+        workload: the rows that there will be at once; None: a few of a usual length.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
+        MemoryBudgetError: it does not fit the budgets even so.
     """
     where, target, element = _locate(name), resolve_device(device), resolve_dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
+        config = AutoConfig.from_pretrained(where)
+        placing = _placing(config, element, target, options, workload)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=element)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "" if Path(where).is_dir() else f"; {_ALLOWED}"
         raise ModelError(f"model {name!r} cannot be loaded: {_cause(error)}{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(name, model.to(target).eval(), tokenizer)
+    model.eval()
+    if placing is None or placing.share == 0:
+        return LoadedModel(name, model.to(target), tokenizer)
+    assert options is not None
+    PlacedWeights(model, open_backend(target, options.profile), placing.share)
+    return LoadedModel(name, model, tokenizer)
+
+
+def _placing(
+    config: PretrainedConfig,
+    element: torch.dtype | str,
+    target: torch.device,
+    options: CacheOptions | None,
+    workload: Workload | None,
+) -> Placing | None:
+    """Return where the weights of a model of this configuration go; None for all to the device."""
+    if options is None:
+        return None
+    saved = getattr(config, "dtype", None) or torch.float32
+    dtype = element if isinstance(element, torch.dtype) else saved
+    limit = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 4096))
+    usual = Workload(_USUAL_ROWS, max(1, min(_USUAL_PROMPT, limit // 2)), _USUAL_NEW_TOKENS)
+    return choose_placing(config, dtype, target, options, workload or usual)
 
 
 def _locate(name: str) -> str:

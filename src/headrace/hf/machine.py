@@ -11,6 +11,8 @@ from headrace.hardware.store import load_or_measure
 from headrace.hf import model_probes
 from headrace.hf.attachment import attach, detach
 from headrace.hf.shape import model_shape
+from headrace.hf.slice import small_model_of
+from headrace.hf.weights import placed_weights
 from headrace.model.shape import ModelShape
 
 
@@ -38,10 +40,14 @@ def machine_profile(
 
     Args:
         model: on the device that is to be measured.
-        emulate: a published machine whose link is emulated, or None.
+        emulate: a published machine that is emulated, or None.
         quick: measure in under 10 s.
         progress: is called with a line of text for each figure.
     """
+    placed = placed_weights(model)
+    if placed is not None:
+        # Of a layer's weights, only a slot's worth is on the device: others like them are measured.
+        model = small_model_of(model, placed.backend.device)
     parameter, shape = next(model.parameters()), shape_of(model)
     cache = (shape, parameter.device, parameter.dtype)
     return load_or_measure(
@@ -54,7 +60,7 @@ def machine_profile(
             "attend_bytes_per_s": lambda: model_probes.attend_rate(*cache),
             "attend_call_s": lambda: model_probes.attend_call_s(*cache),
             "host_attend_bytes_per_s": lambda: model_probes.host_attend_rate(
-                shape, parameter.dtype
+                shape, parameter.dtype, beside_compute=emulate is not None
             ),
             "load_call_s": lambda: model_probes.load_call_s(parameter.device, parameter.dtype),
             "dense_bytes_per_s": lambda: model_probes.dense_rate(model, shape),

@@ -140,10 +140,11 @@ def plan_cache(
             warnings.warn(notes[-1], stacklevel=2)
             policy = Policy.STREAM
         options = replace(options, recompute_fraction=None)
+    streamed = 0.0 if attachment.placed is None else attachment.placed.share
     plan, profile, resident_pages, host_share = None, options.profile, None, 0.0
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
-        plan = _fitting_plan(shape, workload, profile, policy, options, paths)
+        plan = _fitting_plan(shape, workload, profile, policy, options, paths, streamed)
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
         resident_pages, host_share = plan.placement.resident_pages, plan.placement.host
     else:
@@ -202,6 +203,7 @@ def _fitting_plan(
     policy: Policy,
     options: CacheOptions,
     paths: tuple[str, ...],
+    weights_streamed: float,
 ) -> Plan:
     # What the model's positions allow is the caller's business: a cache does not limit it.
     roomy = replace(shape, max_context=max(shape.max_context, workload.max_context))
@@ -214,7 +216,7 @@ def _fitting_plan(
         host_memory_bytes=options.host_memory_bytes,
         recompute_fraction=options.recompute_fraction,
         paths=_measured(paths, profile),
-        stream_weights=False,
+        weights_streamed=weights_streamed,
         prefill_rows=workload.rows,
     )
     if not plan.feasible:

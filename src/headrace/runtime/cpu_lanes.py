@@ -1,4 +1,4 @@
-"""A CPU as the device: a thread per lane, and a link that may be slowed down to a named ratio."""
+"""A CPU as the device: a thread per lane, and what may be slowed down to emulate a machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from headrace.errors import HeadraceError
-from headrace.runtime.lanes import Backend, Copy, Event, Flag, Mailbox
+from headrace.runtime.lanes import Attended, Backend, Copy, Event, Flag, Mailbox
+from headrace.runtime.pacing import Pacer
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
 
 _PIECE_BYTES = 1 << 20
@@ -62,7 +63,7 @@ class Direction:
         self._turn = threading.Condition()
         self._next_ticket = 0
         self._serving = 0
-        self._free_s = 0.0
+        self._pacer = Pacer()
 
     def ticket(self) -> int:
         """Take the next place in the order."""
@@ -76,9 +77,7 @@ class Direction:
         Args:
             ticket: place in the order of transfers.
             copies: what to copy.
-            ready_s: when the transfer could have begun, had the link been free. An emulated
-                transfer begins then or when the one before it ended, however late this thread
-                wakes up: the emulated link has no wake-up latency of its own.
+            ready_s: when the transfer could have begun, had the link been free (see ``Pacer``).
         """
         with self._turn:
             self._turn.wait_for(lambda: self._serving == ticket)
@@ -96,10 +95,7 @@ class Direction:
         if self._bytes_per_s is None:
             return start_s, time.perf_counter()
         size_bytes = sum(copy.size_bytes for copy in copies)
-        start_s = max(self._free_s, ready_s)
-        self._free_s = start_s + size_bytes / self._bytes_per_s
-        _sleep_until(self._free_s)
-        return start_s, self._free_s
+        return self._pacer.hold(ready_s, size_bytes / self._bytes_per_s)
 
 
 def _memmove(copy: Copy) -> None:
@@ -108,11 +104,6 @@ def _memmove(copy: Copy) -> None:
     destination, source = copy.destination.data_ptr(), copy.source.data_ptr()
     for offset in range(0, size, _PIECE_BYTES):
         ctypes.memmove(destination + offset, source + offset, min(_PIECE_BYTES, size - offset))
-
-
-def _sleep_until(moment_s: float) -> None:
-    while (left_s := moment_s - time.perf_counter()) > 0:
-        time.sleep(left_s)
 
 
 @dataclass(frozen=True)
@@ -185,14 +176,22 @@ class CpuBackend(Backend):
     Args:
         h2d_bytes_per_s: host-to-device rate to emulate, or None for plain memory copies.
         d2h_bytes_per_s: device-to-host rate to emulate, or None.
+        host_attend_bytes_per_s: rate at which the host's cores shall attend, or None for as fast as
+            they do.
     """
 
     def __init__(
-        self, h2d_bytes_per_s: float | None = None, d2h_bytes_per_s: float | None = None
+        self,
+        h2d_bytes_per_s: float | None = None,
+        d2h_bytes_per_s: float | None = None,
+        host_attend_bytes_per_s: float | None = None,
     ) -> None:
         self.device = torch.device("cpu")
-        emulated = h2d_bytes_per_s is not None or d2h_bytes_per_s is not None
-        self.origin = Origin.EMULATED if emulated else Origin.MEASURED
+        self._link_bytes_per_s = h2d_bytes_per_s, d2h_bytes_per_s
+        self._host_attend_bytes_per_s = host_attend_bytes_per_s
+        self._host = Pacer()
+        rates = (h2d_bytes_per_s, d2h_bytes_per_s, host_attend_bytes_per_s)
+        self.origin = Origin.MEASURED if rates == (None,) * 3 else Origin.EMULATED
         self._epoch_s = time.perf_counter()
         h2d, d2h = Direction(h2d_bytes_per_s), Direction(d2h_bytes_per_s)
         self._directions = dict.fromkeys(H2D_LANES, h2d) | dict.fromkeys(D2H_LANES, d2h)
@@ -247,6 +246,23 @@ class CpuBackend(Backend):
     def now_s(self) -> float:
         """Return the time since the epoch."""
         return time.perf_counter() - self._epoch_s
+
+    def end_attended(self, attended: Attended) -> tuple[float, float]:
+        """Sleep until the cores would have ended at the rate that is emulated.
+
+        Queries and results take their time on the emulated link, too, but do not hold it up.
+        """
+        rate = self._host_attend_bytes_per_s
+        if rate is None:
+            return super().end_attended(attended)
+        done_s = time.perf_counter()
+        h2d, d2h = self._link_bytes_per_s
+        seconds = attended.read_bytes / rate
+        seconds += attended.query_bytes / h2d if h2d else 0.0
+        seconds += attended.result_bytes / d2h if d2h else 0.0
+        ready_s = max(event.times_s()[1] for event in attended.after) + self._epoch_s
+        start_s, finish_s = self._host.hold(ready_s, seconds, done_s)
+        return start_s - self._epoch_s, finish_s - self._epoch_s
 
     def synchronize(self) -> None:
         """Wait for all transfers."""

@@ -5,7 +5,6 @@ All ways take turns in one process, so that their ratios hold on a machine that 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.hardware.identity import local_identity
 from headrace.runtime.attention import Scoring, attend
 from headrace.runtime.host_attention import HostAttention, empty_result
 from headrace.runtime.host_entries import LayerPages, RowEntries
 from headrace.runtime.large_pages import prefer_large_pages
-from headrace.units import format_rate
 
-CONTEXTS = (2048, 8192)
+CONTEXTS: tuple[int, ...] = (2048, 8192)
 HEADS = ((32, 1), (8, 4), (8, 8))
 """Key/value heads, and query heads to each: multi-head and grouped-query attention."""
 
-_WIDTH = 128
-_PAGE_TOKENS = 64
+WIDTH = 128
+"""Elements of a head."""
+
+PAGE_TOKENS = 64
+"""Tokens of a page."""
+
+CACHE_BYTES = 1 << 28
+"""Keys and values of a setting: more than the caches of most processors."""
+
 _TORCHS_SHARE = 4
 """Torch's ways, which are slow, are measured in every so many rounds."""
 
@@ -38,7 +42,7 @@ class Setting:
     """What is measured.
 
     Attributes:
-        context: tokens of each row.
+        context: tokens of each row, whole pages of them.
         heads: key/value heads.
         group: query heads per key/value head.
         cache_bytes: about how large all keys and values are: more than the processor's caches.
@@ -49,19 +53,24 @@ class Setting:
     context: int
     heads: int
     group: int
-    cache_bytes: int = 1 << 28
+    cache_bytes: int = CACHE_BYTES
     dtype: torch.dtype = torch.bfloat16
     large_pages: bool = False
 
     @property
     def row_bytes(self) -> int:
         """Keys and values of a row."""
-        return 2 * self.context * self.heads * _WIDTH * self.dtype.itemsize
+        return 2 * self.context * self.heads * WIDTH * self.dtype.itemsize
 
     @property
     def rows(self) -> int:
         """Rows that make up the cache."""
         return max(1, self.cache_bytes // self.row_bytes)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of all rows: what each way reads."""
+        return self.rows * self.row_bytes
 
 
 @dataclass(frozen=True)
@@ -84,16 +93,6 @@ class Rates:
     products_bytes_per_s: float
     memory_share: float
 
-    def __str__(self) -> str:
-        setting = self.setting
-        return (
-            f"{setting.heads:3} heads, group {setting.group}, {setting.context:5} tokens, "
-            f"{setting.rows:3} rows: memory {format_rate(self.memory_bytes_per_s)}, "
-            f"host attention {format_rate(self.host_attention_bytes_per_s)} "
-            f"({self.memory_share:.2f}), sdpa {format_rate(self.sdpa_bytes_per_s)}, "
-            f"two products {format_rate(self.products_bytes_per_s)}"
-        )
-
 
 def measure(
     attention: HostAttention, setting: Setting, *, rounds: int = 8, sample_s: float = 0.1
@@ -109,7 +108,7 @@ def measure(
     Raises:
         HeadraceError: the native library is not had.
     """
-    ways, size = _ways(attention, setting)
+    ways, size = _ways(attention, setting), setting.kv_bytes
     samples: dict[str, list[float]] = {name: [] for name in ways}
     with _torch_threads(attention.threads):
         for work in ways.values():
@@ -132,16 +131,14 @@ def measure(
     )
 
 
-def _ways(
-    attention: HostAttention, setting: Setting
-) -> tuple[dict[str, Callable[[], object]], int]:
-    """Return what to time, and the bytes of keys and values that each of them reads."""
-    rows, heads, width = setting.rows, setting.heads, _WIDTH
-    of_row = setting.context // _PAGE_TOKENS
+def _ways(attention: HostAttention, setting: Setting) -> dict[str, Callable[[], object]]:
+    """Return what to time; each reads all keys and values once."""
+    rows, heads, width = setting.rows, setting.heads, WIDTH
+    of_row = setting.context // PAGE_TOKENS
     pages = rows * of_row
     scoring = Scoring(width**-0.5)
     query = torch.randn(rows, heads, setting.group, width).to(setting.dtype)
-    pool_shape = (pages, heads, _PAGE_TOKENS, width)
+    pool_shape = (pages, heads, PAGE_TOKENS, width)
     key_pool, value_pool = (_filled(pool_shape, setting) for _ in range(2))
     # The same size, as torch's ways take them: a row's tokens side by side.
     row_shape = (rows, heads, setting.context, width)
@@ -151,11 +148,11 @@ def _ways(
         rows,
         np.repeat(np.arange(rows), of_row),
         np.random.default_rng(0).permutation(pages),
-        np.full(pages, _PAGE_TOKENS),
+        np.full(pages, PAGE_TOKENS),
     )
     result = empty_result(query.shape)
     heads_query = query.flatten(1, 2)[:, :, None]
-    ways: dict[str, Callable[[], object]] = {
+    return {
         "memory": lambda: attention.stream_read(key_pool, value_pool),
         "host": lambda: attention.attend(query, layer, entries, scoring, result),
         "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(
@@ -163,7 +160,6 @@ def _ways(
         ),
         "products": lambda: attend(query, key, value, scoring),
     }
-    return ways, rows * setting.row_bytes
 
 
 def _filled(shape: Sequence[int], setting: Setting) -> Tensor:
@@ -192,23 +188,3 @@ def _torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the rates of usual settings."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, help="default: all cores of this process")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each way (default: 8)")
-    parser.add_argument("--large-pages", action="store_true", help="keys, values in large pages")
-    given = parser.parse_args(arguments)
-    with HostAttention(threads=given.threads) as attention:
-        identity = local_identity()
-        print(f"{identity.cpu_model}, {attention.threads} threads, {attention.variant}, bfloat16")
-        for context in CONTEXTS:
-            for heads, group in HEADS:
-                setting = Setting(context, heads, group, large_pages=given.large_pages)
-                print(measure(attention, setting, rounds=given.rounds), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,7 @@ from torch import Tensor
 from headrace.errors import HeadraceError
 from headrace.runtime.attention import Partial, Scoring
 from headrace.runtime.host_entries import RowEntries
-from headrace.runtime.lanes import Backend, Event, Mailbox
+from headrace.runtime.lanes import Attended, Backend, Event, Mailbox
 
 
 class HostKernel(Protocol):
@@ -185,17 +185,37 @@ class HostLane:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            start_s = self._backend.now_s()
+            start_s = finish_s = self._backend.now_s()
             try:
-                for event in job.after:
-                    event.wait_on_host()
-                start_s = self._backend.now_s()
-                if self._error is None:
-                    self._kernel.attend(job.layer, job.query, job.entries, job.scoring, job.result)
+                start_s, finish_s = self._attend(job)
             except BaseException as error:  # whoever waits must not wait for ever
                 self._error = error
             self._flag.reach(job.number)
-            job.event.happen(start_s, self._backend.now_s())
+            job.event.happen(start_s, finish_s)
+
+    def _attend(self, job: _Job) -> tuple[float, float]:
+        """Attend, unless an earlier layer failed; return start and finish."""
+        for event in job.after:
+            event.wait_on_host()
+        start_s = self._backend.now_s()
+        if self._error is not None:
+            return start_s, start_s
+        self._kernel.attend(job.layer, job.query, job.entries, job.scoring, job.result)
+        return self._backend.end_attended(_attended(job, start_s))
+
+
+def _attended(job: _Job, start_s: float) -> Attended:
+    """Return what a layer's attention read, and what came down and goes up for it."""
+    _, heads, _, width = job.query.shape
+    token_bytes = 2 * heads * width * job.query.element_size()
+    parts = (job.result.output, job.result.maximum, job.result.total)
+    return Attended(
+        after=job.after,
+        start_s=start_s,
+        read_bytes=job.entries.tokens * token_bytes,
+        query_bytes=job.query.nbytes,
+        result_bytes=sum(part.nbytes for part in parts),
+    )
 
 
 def _partial(flat: Sequence[Tensor], shape: torch.Size) -> Partial:

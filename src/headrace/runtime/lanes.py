@@ -55,6 +55,25 @@ class Mailbox:
     host: Tensor
 
 
+@dataclass(frozen=True)
+class Attended:
+    """What the host's cores have done for a layer.
+
+    Attributes:
+        after: what had to happen before, at least one event.
+        start_s: when it began, seconds since the backend's epoch.
+        read_bytes: of the keys and values that were attended to.
+        query_bytes: of the queries, which came down.
+        result_bytes: of the partial results, which go up.
+    """
+
+    after: Sequence[Event]
+    start_s: float
+    read_bytes: int
+    query_bytes: int
+    result_bytes: int
+
+
 class Flag(ABC):
     """A number that the host raises and that compute waits for."""
 
@@ -75,7 +94,7 @@ class Backend(ABC):
 
     device: torch.device
     origin: Origin
-    """Measured, or emulated when the link is slowed down on purpose."""
+    """Measured, or emulated when link and cores are slowed down on purpose."""
     timed = False
     """Whether events tell their times (a timeline is recorded)."""
 
@@ -126,6 +145,14 @@ class Backend(ABC):
     @abstractmethod
     def now_s(self) -> float:
         """Return the time on the host, in seconds since the backend's epoch."""
+
+    def end_attended(self, attended: Attended) -> tuple[float, float]:
+        """Return start and finish of what the cores have just done, since the backend's epoch.
+
+        Called by the thread that attended, before anybody learns of the result. An emulation lets
+        it sleep here until slower cores would have been done.
+        """
+        return attended.start_s, self.now_s()
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -30,7 +30,8 @@ from headrace.runtime.attention import (
     group_queries,
     ungroup_output,
 )
-from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild, StepProgram
+from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
+from headrace.runtime.flat import FlatCache
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.host_pages import StoreKernel, row_entries
@@ -107,12 +108,16 @@ class PagedCache:
         self._backend = backend
         self._settings = settings
         self._block = settings.geometry.block_tokens
-        widths = dict(settings.widths)
+        widths = dict(settings.paged_widths)
         self._layout = Layout(self._block, settings.split, settings.resident_pages)
         self._layout.start(rows)
         self._store = PageStore(backend, widths, settings.dtype, self._block)
         self._tail = Tail(backend, widths, rows, self._block, settings.dtype)
         self._windows = _make_windows(backend, settings, rows)
+        self._flat: FlatCache | None = None
+        if settings.all_resident:
+            places = prompt_len + new_tokens
+            self._flat = FlatCache(backend, settings.widths, rows, places, settings.dtype)
         self._ring = StagingRing(
             backend,
             settings.geometry.ring_slots,
@@ -177,7 +182,8 @@ class PagedCache:
         """Device memory of staging, tail, windows and resident pages."""
         windows = sum(window.size_bytes for window in set(self._windows.values()))
         buffers = self._ring.size_bytes + self._store_ring.size_bytes + self._tail.size_bytes
-        return buffers + windows + self._store.device_bytes
+        flat = 0 if self._flat is None else self._flat.size_bytes
+        return buffers + windows + flat + self._store.device_bytes
 
     @property
     def growths(self) -> int:
@@ -192,8 +198,12 @@ class PagedCache:
         if rows is None and not self.rows and self._decoded is not None:
             return self._decoded
         rows = range(self.rows) if rows is None else rows
-        tails = sum(len(row.tail) for row in self._layout.of(rows))
-        return self._programs.program(rows, 1, tails).program
+        return self._programs.program(rows, 1, self._device_tokens(rows)).program
+
+    def _device_tokens(self, rows: range) -> int:
+        """Return how many cached tokens of some rows are on the device besides pages."""
+        some = self._layout.of(rows)
+        return sum(row.length if self._flat is not None else len(row.tail) for row in some)
 
     def _host_entries(self, uses: Sequence[tuple[Page, int]], rows: Sequence[Row]) -> RowEntries:
         return row_entries(uses, rows, self._block)
@@ -224,7 +234,7 @@ class PagedCache:
         rows = range(self.rows) if rows is None else rows
         some = self._layout.of(rows)
         fresh = not any(row.length for row in some)
-        tails = sum(len(row.tail) for row in some)
+        tails = self._noted_tokens(rows)
         hidden = [_hidden_places(row) for row in some]
         cut = self._programs.cut(rows, q_len)
         program = self._programs.program(rows, q_len, tails)
@@ -238,14 +248,21 @@ class PagedCache:
         self._note_positions(index, position_Bq)
         for window in set(self._windows.values()):
             window.begin_step(self._now.column_Bq, moves.new, first_column, rows)
-        after = self._next_program(rows if next_rows is None else next_rows)
-        self._decoded = after.program
-        self._conveyor.begin_step(program, after)
+        if self._flat is not None:
+            seen = [row.hidden for row in some]
+            self._flat.begin_step(index.token_Bq, moves.new, moves.first_token, seen, rows)
+        after = rows if next_rows is None else next_rows
+        self._conveyor.begin_step(
+            program, self._programs.program(after, 1, self._noted_tokens(after))
+        )
 
-    def _next_program(self, rows: range) -> StepProgram:
-        """Return the program of a decode step of some rows as they are now."""
-        tails = sum(len(row.tail) for row in self._layout.of(rows))
-        return self._programs.program(rows, 1, tails)
+    def _noted_tokens(self, rows: range) -> int:
+        """Return ``_device_tokens`` for a program that is recorded, and 0 for any other.
+
+        It changes nothing that the program does, only what it costs; so one program serves every
+        step until pages change.
+        """
+        return self._device_tokens(rows) if self.recorder.enabled else 0
 
     def _step(
         self,
@@ -316,7 +333,9 @@ class PagedCache:
         assert self._now is not None
         q_len = query.shape[2]
         grouped = group_queries(query, key.shape[1])
-        if layer in self._windows:
+        if self._flat is not None and layer not in self._windows:
+            work = self._flat_work(layer, query, grouped, key, value, scoring)
+        elif layer in self._windows:
             work = self._window_work(layer, query, grouped, key, value, scoring)
         else:
             work = self._paged_work(layer, activations, query, grouped, key, value, scoring)
@@ -338,6 +357,24 @@ class PagedCache:
             return window.attend(
                 layer, grouped, key, value, column_Bq, scoring, self._settings.workspace_bytes
             )
+
+        return LayerWork(grouped, scoring, attend_new, store=lambda: None)
+
+    def _flat_work(
+        self,
+        layer: int,
+        query: Tensor,
+        grouped: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+    ) -> LayerWork:
+        assert self._now is not None
+        flat, spans = self._flat, self._now.spans
+        assert flat is not None
+
+        def attend_new() -> Tensor | Partial:
+            return flat.attend(layer, query, key, value, scoring, spans)
 
         return LayerWork(grouped, scoring, attend_new, store=lambda: None)
 
@@ -494,8 +531,12 @@ class PagedCache:
 
     def select(self, sources: Sequence[int]) -> None:
         """Let row i become what row ``sources[i]`` was; rows that are not named end."""
+        if self.rows and not sources:
+            self._decoded = self.decode_program()
         self._layout.select(sources)
         self._tail.select(sources)
+        if self._flat is not None:
+            self._flat.select(sources)
         for window in set(self._windows.values()):
             window.select(sources)
 

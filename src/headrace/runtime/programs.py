@@ -101,6 +101,8 @@ class ProgramMaker:
         return wanted and q_len <= MOST_HOST_QUERIES
 
     def _cut(self, rows: range, state: tuple[int, ...], hosted: bool) -> Cut:
+        if not self._settings.paged_widths:
+            return Cut(state, [], None, layer_table([], len(rows), self._device))
         by_host: list[tuple[Page, int]] = []
         by_kind: dict[PageKind, deque[Granule]] = {}
         for kind in PageKind:
@@ -171,7 +173,7 @@ class ProgramMaker:
     ) -> StepProgram:
         settings = self._settings
         specs = [self._spec(granule) for granule in cut.granules]
-        paged = [layer in settings.widths for layer in range(settings.shape.num_layers)]
+        paged = [layer in settings.paged_widths for layer in range(settings.shape.num_layers)]
         hosted = 0 if cut.host is None else cut.host.tokens
         program = build_program(
             settings.shape,

@@ -29,7 +29,7 @@ class CacheSettings:
         host_share: share of the keys and values on the host to which the host's cores attend in a
             decode step, 0 to 1; the others are streamed.
         geometry: tokens of a page, size and number of staging slots.
-        widths: of each layer whose cache is paged.
+        widths: of each layer that attends to the whole context.
         windows: of each layer that attends to a window: its widths and the window in tokens.
         workspace_bytes: bound on the attention scores that exist at once.
         host_memory_bytes: bound on the pools in host memory, or None.
@@ -48,6 +48,16 @@ class CacheSettings:
     workspace_bytes: int = 1 << 28
     host_memory_bytes: int | None = None
     poison: bool = False
+
+    @property
+    def all_resident(self) -> bool:
+        """Whether nothing is ever kept on the host."""
+        return self.split.resident >= 1.0 - 1e-9 and self.resident_pages is None
+
+    @property
+    def paged_widths(self) -> Mapping[int, LayerWidths]:
+        """Widths of each layer whose cache is paged: none, where nothing is ever on the host."""
+        return {} if self.all_resident else self.widths
 
     def pages_at_once(self, kind: PageKind) -> int:
         """Return the most pages of a granule: what fits a staging slot, whichever the layer.
@@ -68,6 +78,8 @@ class CacheSettings:
     @property
     def slot_elements(self) -> int:
         """Elements of a staging slot: a granule, or one page where that is larger."""
+        if self.all_resident:
+            return 0
         slot = self.geometry.granule_bytes // self.dtype.itemsize
         return max(slot, *(self._largest_page(kind) for kind in PageKind))
 

@@ -1,0 +1,122 @@
+"""Decides where a model's weights are kept, from its configuration alone, before it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PretrainedConfig
+
+from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedModelError
+from headrace.hardware.identity import available_host_memory_bytes
+from headrace.hardware.profile import HardwareProfile
+from headrace.hf.machine import machine_profile
+from headrace.hf.planning import CacheOptions
+from headrace.hf.slice import small_model
+from headrace.model.config import from_config
+from headrace.model.cost import model_weight_bytes
+from headrace.model.shape import ModelShape
+from headrace.plan.plan import Plan, make_plan
+from headrace.plan.policies import Policy
+from headrace.plan.workload import Workload
+from headrace.units import format_bytes
+
+_SHORTEST = 128
+"""Tokens of the shortest prompts for which a model is placed."""
+
+_ROOM_FOR_CACHE = 0.8
+"""A model that takes no more than this share of the device's budget is put there as a whole."""
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where a model's weights are to be kept.
+
+    Attributes:
+        share: share of the layers' weights that is streamed from the host; 0 for none.
+        plan: what says so; None where all of them fit easily.
+        profile: the machine that it was made for.
+    """
+
+    share: float
+    plan: Plan | None
+    profile: HardwareProfile | None
+
+
+def choose_placing(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    options: CacheOptions,
+    workload: Workload,
+    progress: Callable[[str], None] | None = None,
+) -> Placing:
+    """Return where a model's weights are best kept for some work.
+
+    Args:
+        config: the model's.
+        dtype: of its weights.
+        device: where it runs.
+        options: budgets, policy, machine.
+        workload: the rows that there will be at once.
+        progress: is called with a line of text for each figure that is measured.
+
+    Raises:
+        MemoryBudgetError: even with all layers on the host it does not fit.
+    """
+    budget = _device_budget(device, options)
+    shape = _shape(config, dtype)
+    if budget is None or shape is None or model_weight_bytes(shape) <= _ROOM_FOR_CACHE * budget:
+        return Placing(0.0, None, options.profile)
+    profile = options.profile
+    if profile is None:
+        profile = machine_profile(small_model(config, device, dtype), progress=progress)
+    for lighter in _lighter(workload):
+        plan = make_plan(
+            shape,
+            lighter,
+            profile,
+            policy=Policy.AUTO if options.policy is Policy.RESIDENT else options.policy,
+            gpu_memory_bytes=budget,
+            host_memory_bytes=_host_budget(options),
+        )
+        if plan.feasible:
+            return Placing(plan.weights_streamed, plan, profile)
+    raise MemoryBudgetError(
+        f"{shape.name} does not fit {format_bytes(int(budget))} of device memory and "
+        f"{format_bytes(_host_budget(options))} of host memory: {'; '.join(plan.reasons[:1])}"
+    )
+
+
+def _lighter(workload: Workload) -> Iterator[Workload]:
+    """Yield some work, then less and less of it: whoever has little memory has short rows."""
+    rows, prompt_len = workload.rows, workload.prompt_len
+    while rows > 1 or prompt_len > _SHORTEST:
+        yield Workload(rows, prompt_len, workload.generate_len)
+        rows, prompt_len = max(1, rows // 2), max(min(_SHORTEST, prompt_len), prompt_len // 2)
+    yield Workload(1, prompt_len, workload.generate_len)
+
+
+def _device_budget(device: torch.device, options: CacheOptions) -> float | None:
+    """Return the device memory that may be used; None for a CPU without a budget."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return float(min(total, options.gpu_memory_bytes or total))
+    return None if options.gpu_memory_bytes is None else float(options.gpu_memory_bytes)
+
+
+def _host_budget(options: CacheOptions) -> int:
+    free = available_host_memory_bytes()
+    return min(free, options.host_memory_bytes or free)
+
+
+def _shape(config: PretrainedConfig, dtype: torch.dtype) -> ModelShape | None:
+    """Return a model's shape, or None where its configuration does not say it."""
+    text = config.get_text_config(decoder=True)
+    name = str(getattr(config, "_name_or_path", "")) or type(config).__name__
+    try:
+        shape = from_config(text.to_dict(), name=name)
+    except (UnsupportedModelError, ConfigurationError):
+        return None
+    return replace(shape, dtype=str(dtype).removeprefix("torch."))
