@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 import traceback
@@ -24,13 +25,22 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headrace.cli.measured import comparison_json, comparison_table, write_page
-from headrace.engine.audit import audit_all
+from headrace.engine.audit import audit, audit_all, reference
 from headrace.engine.decoding import pad_left
 from headrace.engine.environment import environment
+from headrace.engine.llm import LLM
 from headrace.engine.loading import dummy_model, load_model, quiet_libraries
 from headrace.engine.measure import MeasureOptions, measure_policies
+from headrace.engine.request import SamplingParams
+from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.profile_file import profile_to_json
+from headrace.hf.attached_cache import open_backend
 from headrace.hf.machine import machine_profile
+from headrace.hf.placing import choose_placing
+from headrace.hf.planning import CacheOptions
+from headrace.hf.weights import PlacedWeights
+from headrace.plan.workload import Workload as PlannedWork
+from headrace.runtime.cuda_lanes import CudaBackend
 
 WAYS: tuple[tuple[str, float | None], ...] = (
     ("resident", None),
@@ -72,6 +82,7 @@ WORKLOADS = {
     ),
     "llama-3-8b-21gib": Workload("llama-3-8b", None, 16, 2048, ("stream", "host", "auto"), "21GiB"),
     "opt-6.7b-paper": Workload("opt-6.7b", None, 64, 128),
+    "opt-13b-16gib": Workload("opt-13b", None, 64, 1024, ("stream", "auto"), "16GiB"),
     "opt-30b-slice": Workload("opt-30b", 12, 64, 1024),
     "llama-3-8b": Workload("llama-3-8b", None, 32, 2048, ("stream", "host", "resident")),
 }
@@ -153,6 +164,25 @@ def check_exactness(directory: Path, say: Callable[[str], None]) -> dict[str, An
     return {"passed": all(one["passed"] for one in results), "audits": results}
 
 
+def place(
+    model: torch.nn.Module, workload: Workload, profile: HardwareProfile, say: Callable[[str], None]
+) -> None:
+    """Bring to the host what of a model's weights a budget has no room for."""
+    options = CacheOptions.checked(
+        "auto", workload.gpu_memory, None, None, None, profile, poison=False
+    )
+    work = PlannedWork(workload.rows, workload.prompt_len, 16)
+    device = torch.device("cuda", 0)
+    placing = choose_placing(model.config, torch.bfloat16, device, options, work)
+    if placing.share > 0:
+        placed = PlacedWeights(model, open_backend(device, profile), placing.share)
+        torch.cuda.empty_cache()
+        say(
+            f"  {placed.share:.1%} of the layers' weights ({placing.share:.1%} planned) are on the "
+            f"host: {placed.streamed.host_bytes / 1e9:.1f} GB"
+        )
+
+
 def measure(name: str) -> Callable[[Path, Callable[[str], None]], dict[str, Any]]:
     """Return a part that measures a workload."""
 
@@ -160,6 +190,7 @@ def measure(name: str) -> Callable[[Path, Callable[[str], None]], dict[str, Any]
         workload = WORKLOADS[name]
         loaded = dummy_model(workload.model, layers=workload.layers, device="cuda")
         profile = machine_profile(loaded.model, progress=lambda line: say(f"  {line}"))
+        place(loaded.model, workload, profile, say)
         vocab = vocab_size_of(loaded.model)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, vocab, (workload.rows, workload.prompt_len), generator=generator)
@@ -190,8 +221,75 @@ def measure(name: str) -> Callable[[Path, Callable[[str], None]], dict[str, Any]
     return part
 
 
+def check_weights(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Audit small models some or all of whose weights are streamed, in float32."""
+    del directory
+    results = []
+    for kind in ("llama", "opt", "gemma2", "gpt_neox"):
+        whole = tiny_model(kind, torch.float32)
+        ids, mask = ragged_batch(vocab_size_of(whole))
+        expected = reference(whole, ids, mask, EXACT_STEPS)
+        for share in (0.5, 1.0):
+            model = tiny_model(kind, torch.float32)
+            placed = PlacedWeights(model, CudaBackend(torch.device("cuda", 0)), share, poison=True)
+            found = [
+                audit(model, ids, mask, expected, policy=policy, recompute_fraction=fraction)
+                for policy, fraction in WAYS
+            ]
+            placed.release()
+            placed.backend.close()
+            passed = all(one.passed for one in found)
+            worst = max(one.max_logit_error for one in found)
+            say(f"  {kind:9s} {placed.share:.0%} streamed: {passed=}, worst {worst:.1e}")
+            results.append(
+                {
+                    "model": f"{kind}, {placed.share:.0%} of weights streamed",
+                    "dtype": "float32",
+                    "passed": passed,
+                    "tolerance": expected.tolerance,
+                    "tolerance_from": expected.why,
+                    "results": [asdict(one) for one in found],
+                }
+            )
+    return {"passed": all(one["passed"] for one in results), "audits": results}
+
+
+def check_rows(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Compare requests that come and go together with the same ones alone, in float32."""
+    del directory
+    loaded = load_model("demo", dtype="float32")
+    generator = random.Random(0)
+    text = Path(__file__).read_text("utf-8")
+    prompts = [text[start : start + generator.randrange(20, 900)] for start in range(0, 9000, 400)]
+    params = [
+        SamplingParams(max_tokens=generator.randrange(1, 60), temperature=0.0, n=1 + place % 3 // 2)
+        for place in range(len(prompts))
+    ]
+    ways = (("resident", None), ("stream", None), ("recompute", 0.5), ("host", None))
+    plain = LLM(loaded, policy="resident", max_rows=2)
+    alone = [
+        plain.generate([prompt], one)[0].token_ids
+        for prompt, one in zip(prompts, params, strict=True)
+    ]
+    same = {}
+    for policy, fraction in ways:
+        llm = LLM(loaded, policy=policy, recompute_fraction=fraction, max_rows=7)
+        made = llm.generate(prompts, params)
+        same[policy] = all(
+            sample.token_ids == tokens
+            for output, tokens in zip(made, alone, strict=True)
+            for sample in output.outputs
+        )
+        say(
+            f"  {policy}: tokens of {len(prompts)} requests are those of each alone: {same[policy]}"
+        )
+    return {"passed": all(same.values()), "rows": same}
+
+
 PARTS: dict[str, Callable[[Path, Callable[[str], None]], dict[str, Any]]] = {
     "exactness": check_exactness,
+    "weights": check_weights,
+    "rows": check_rows,
     **{name: measure(name) for name in WORKLOADS},
 }
 
@@ -209,10 +307,19 @@ def summary(directory: Path) -> str:
             f"torch {where['torch']}, transformers {where['transformers']}, commit "
             f"{where['commit']}, {where['date']}",
             "",
-            *(_audit_lines(data) if "audits" in data else _policy_lines(data)),
+            *_lines(data),
             "",
         ]
     return "\n".join(lines)
+
+
+def _lines(data: dict[str, Any]) -> list[str]:
+    if "rows" in data:
+        return [
+            f"- {policy}: {'identical' if same else 'DIFFERENT'} alone and in company"
+            for policy, same in data["rows"].items()
+        ]
+    return _audit_lines(data) if "audits" in data else _policy_lines(data)
 
 
 def _audit_lines(data: dict[str, Any]) -> list[str]:

@@ -113,7 +113,7 @@ def test_workloads_are_slices_of_published_shapes_within_their_context(name):
 
 
 def test_parts_are_the_audit_and_the_workloads():
-    assert list(gpu_check.PARTS) == ["exactness", *gpu_check.WORKLOADS]
+    assert list(gpu_check.PARTS) == ["exactness", "weights", "rows", *gpu_check.WORKLOADS]
 
 
 @pytest.mark.parametrize("kind", gpu_check.ARCHITECTURES)
@@ -231,6 +231,7 @@ def test_a_workload_is_measured_and_summed_up(pretended, capsys, tmp_path, monke
     monkeypatch.setattr(gpu_check, "PARTS", {"small": gpu_check.measure("small")})
     monkeypatch.setattr(gpu_check, "dummy_model", lambda *_, **__: tiny)
     monkeypatch.setattr(gpu_check, "machine_profile", lambda *_, **__: profile)
+    monkeypatch.setattr(gpu_check, "place", lambda *_: None)
     assert gpu_check.main(["--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     for policy in workload.policies:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from headrace.engine.calm import calm_collector
-from headrace.engine.decoding import StaticBatch
+from headrace.engine.rows_batch import RowsBatch
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.cache import HostCache
+from headrace.hf.planning import CacheOptions
+from headrace.hf.rows_cache import RowsCache
 from headrace.plan.simulate import bound_s, step_durations_s
+from headrace.plan.workload import Workload
 from headrace.timeline import H2D_LANES, Lane, Origin, Timeline
 
 
@@ -94,6 +96,7 @@ class MeasureOptions:
         host_memory: budget of host memory of each cache, or None.
         one_at_a_time: open a policy's cache only for its own rounds, where host memory does not
             hold all caches at once; rounds then do not alternate.
+        batches: forwards of a step: 1 for column-by-column, several for row-by-row.
     """
 
     rounds: int = 3
@@ -102,6 +105,7 @@ class MeasureOptions:
     gpu_memory: str | int | None = None
     host_memory: str | int | None = None
     one_at_a_time: bool = False
+    batches: int = 1
 
     @property
     def all_steps(self) -> int:
@@ -194,7 +198,7 @@ class _PolicyRun:
         self._profile = profile
         self._options = options
         self._label = label
-        self._cache: HostCache | None = None
+        self._cache: RowsCache | None = None
         self._steps_s: list[float] = []
         self._predicted_s: list[float] = []
         self._bounds_s: list[float] = []
@@ -206,15 +210,21 @@ class _PolicyRun:
         """Run the prompts."""
         if next(self._model.parameters()).is_cuda:
             torch.cuda.reset_peak_memory_stats()
-        self._cache = HostCache(
+        rows, prompt_len = self._inputs[0].shape
+        self._cache = RowsCache(
             self._model,
-            policy=self.policy,
-            profile=self._profile,
-            gpu_memory=self._options.gpu_memory,
-            host_memory=self._options.host_memory,
-            reserve_tokens=self._options.all_steps + 1,
+            Workload(rows, prompt_len, self._options.all_steps + 1),
+            CacheOptions.checked(
+                self.policy,
+                self._options.gpu_memory,
+                self._options.host_memory,
+                None,
+                None,
+                self._profile,
+                poison=False,
+            ),
         )
-        self._batch = StaticBatch(self._model, *self._inputs, self._cache)
+        self._batch = RowsBatch(*self._inputs, self._cache, self._options.batches)
         self._tokens = self._batch.prefill().argmax(dim=-1)
         self._made = [self._tokens.tolist()]
         self._step()
@@ -287,7 +297,7 @@ class _PolicyRun:
             self._cache = None
 
     @property
-    def _opened(self) -> HostCache:
+    def _opened(self) -> RowsCache:
         assert self._cache is not None
         return self._cache
 

@@ -14,6 +14,7 @@ from headrace.errors import ConfigurationError, UnsupportedModelError
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attachment import Attachment, attach, detach
 from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
+from headrace.hf.weights import device_bytes
 from headrace.model.projection import LayerProjection
 from headrace.plan.plan import Plan
 from headrace.plan.simulate import simulate
@@ -165,7 +166,7 @@ class AttachedCache(Cache):
         parameters = list(self._model.parameters())
         if parameters[0].is_cuda:
             return torch.cuda.max_memory_allocated(parameters[0].device)
-        return _memory_of(parameters) + self.paged.device_bytes
+        return device_bytes(self._model, parameters[0].device) + self.paged.device_bytes
 
     # What a forward does. Our tensors outlive it, so they are neither part of a graph nor bound to
     # the mode of one forward, whatever the mode in which the caller runs the model.
@@ -209,11 +210,19 @@ class AttachedCache(Cache):
         self._paged.end_step()
         self._broken = False
 
-    def _open(self, workload: Workload, device: torch.device) -> None:
-        """Plan for a batch and take the memory for it."""
+    def _open(
+        self, workload: Workload, device: torch.device, prefill_rows: int | None = None
+    ) -> None:
+        """Plan for a batch and take the memory for it.
+
+        Args:
+            workload: the batch.
+            device: the model's.
+            prefill_rows: rows whose prompts go through the model at once; None: as planned.
+        """
         dtype = self._attachment.layers[0].observation.key.dtype
         self._planned = plan_cache(
-            self._model, self._attachment, self._options, workload, device, dtype
+            self._model, self._attachment, self._options, workload, device, dtype, prefill_rows
         )
         placed = self._attachment.placed
         if self._backend is None:
@@ -273,12 +282,6 @@ class AttachedCache(Cache):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _memory_of(tensors: list[nn.Parameter]) -> int:
-    """Return the bytes of tensors, those that share memory counted once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
-    return sum(storage.nbytes() for storage in storages.values())
 
 
 def open_backend(device: torch.device, profile: HardwareProfile | None) -> Backend:

@@ -12,7 +12,7 @@ from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedMo
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.machine import machine_profile
-from headrace.hf.planning import CacheOptions
+from headrace.hf.planning import LIBRARY_BYTES, CacheOptions
 from headrace.hf.slice import small_model
 from headrace.model.config import from_config
 from headrace.model.cost import model_weight_bytes
@@ -72,6 +72,7 @@ def choose_placing(
     profile = options.profile
     if profile is None:
         profile = machine_profile(small_model(config, device, dtype), progress=progress)
+    reasons: tuple[str, ...] = ()
     for lighter in _lighter(workload):
         plan = make_plan(
             shape,
@@ -83,9 +84,10 @@ def choose_placing(
         )
         if plan.feasible:
             return Placing(plan.weights_streamed, plan, profile)
+        reasons = tuple(plan.reasons[:1])
     raise MemoryBudgetError(
         f"{shape.name} does not fit {format_bytes(int(budget))} of device memory and "
-        f"{format_bytes(_host_budget(options))} of host memory: {'; '.join(plan.reasons[:1])}"
+        f"{format_bytes(_host_budget(options))} of host memory: {'; '.join(reasons)}"
     )
 
 
@@ -102,7 +104,7 @@ def _device_budget(device: torch.device, options: CacheOptions) -> float | None:
     """Return the device memory that may be used; None for a CPU without a budget."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        return float(min(total, options.gpu_memory_bytes or total))
+        return float(min(total, options.gpu_memory_bytes or total) - LIBRARY_BYTES)
     return None if options.gpu_memory_bytes is None else float(options.gpu_memory_bytes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, replace
 
@@ -15,16 +14,22 @@ from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attachment import Attachment
 from headrace.hf.machine import machine_profile
 from headrace.hf.shape import model_shape
+from headrace.hf.weights import device_bytes
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
 from headrace.plan.demands import PATHS
 from headrace.plan.geometry import choose_geometry
+from headrace.plan.memory import weight_items
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.policies import Policy, Split, recompute_split, resident_split, stream_split
 from headrace.plan.workload import Workload
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
 from headrace.units import format_bytes, parse_bytes
+
+LIBRARY_BYTES = 96 << 20
+"""Device memory that CUDA's libraries take for themselves through torch: cuBLAS 32 MiB for each
+stream that it is called on, and some for reductions."""
 
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
 
@@ -123,8 +128,18 @@ def plan_cache(
     workload: Workload,
     device: torch.device,
     dtype: torch.dtype,
+    prefill_rows: int | None,
 ) -> CachePlan:
     """Decide how a batch's cache is laid out.
+
+    Args:
+        model: the model.
+        attachment: what is known of it.
+        options: what is asked.
+        workload: the batch.
+        device: the model's.
+        dtype: of the cache.
+        prefill_rows: rows whose prompts go through the model at once; None: as planned.
 
     Raises:
         MemoryBudgetError: it does not fit the budgets.
@@ -144,7 +159,10 @@ def plan_cache(
     plan, profile, resident_pages, host_share = None, options.profile, None, 0.0
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
-        plan = _fitting_plan(shape, workload, profile, policy, options, paths, streamed)
+        uncounted = _uncounted_bytes(model, shape, streamed, device)
+        plan = _fitting_plan(
+            shape, workload, profile, policy, options, paths, streamed, prefill_rows, uncounted
+        )
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
         resident_pages, host_share = plan.placement.resident_pages, plan.placement.host
     else:
@@ -171,6 +189,19 @@ def plan_cache(
         poison=options.poison,
     )
     return CachePlan(settings, plan, profile, tuple(notes))
+
+
+def _uncounted_bytes(
+    model: nn.Module, shape: ModelShape, streamed: float, device: torch.device
+) -> int:
+    """Return what is on the device that the planner does not count.
+
+    That is what a model has beside matrices (norms, biases, embeddings of positions), what is kept
+    there because a parameter is streamed whole or not at all, and the libraries' workspaces.
+    """
+    counted = sum(weight_items(shape, streamed).values())
+    libraries = LIBRARY_BYTES if device.type == "cuda" else 0
+    return max(0, device_bytes(model, device) - counted) + libraries
 
 
 def _needs_profile(policy: Policy, options: CacheOptions) -> bool:
@@ -204,24 +235,26 @@ def _fitting_plan(
     options: CacheOptions,
     paths: tuple[str, ...],
     weights_streamed: float,
+    prefill_rows: int | None,
+    uncounted_bytes: int,
 ) -> Plan:
     # What the model's positions allow is the caller's business: a cache does not limit it.
     roomy = replace(shape, max_context=max(shape.max_context, workload.max_context))
+    budget = options.gpu_memory_bytes
     plan = make_plan(
         roomy,
         workload,
         profile,
         policy=policy,
-        gpu_memory_bytes=options.gpu_memory_bytes,
+        gpu_memory_bytes=None if budget is None else max(1, budget - uncounted_bytes),
         host_memory_bytes=options.host_memory_bytes,
         recompute_fraction=options.recompute_fraction,
         paths=_measured(paths, profile),
         weights_streamed=weights_streamed,
-        prefill_rows=workload.rows,
+        prefill_rows=prefill_rows,
     )
     if not plan.feasible:
-        budget = options.gpu_memory_bytes or math.inf
-        limit = "" if math.isinf(budget) else f" (gpu_memory is {format_bytes(int(budget))})"
+        limit = "" if budget is None else f" (gpu_memory is {format_bytes(budget)})"
         raise MemoryBudgetError(f"the cache does not fit{limit}: {'; '.join(plan.reasons[:1])}")
     return plan
 

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from headrace.errors import ConfigurationError, UnsupportedModelError
@@ -98,6 +99,19 @@ _placed: WeakKeyDictionary[nn.Module, PlacedWeights] = WeakKeyDictionary()
 def placed_weights(model: nn.Module) -> PlacedWeights | None:
     """Return how a model's weights were placed, or None if they are all on its device."""
     return _placed.get(model)
+
+
+def device_bytes(model: nn.Module, device: torch.device) -> int:
+    """Return the bytes of a model's parameters and buffers on a device, slots included.
+
+    Those that share memory are counted once.
+    """
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.device == device
+    }
+    return sum(storages.values())
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -40,11 +40,6 @@ def fixed_gpu_items(
         weights_streamed: share of the layers' weights that is streamed.
         prefill_rows: rows whose prompts go through the model at once.
     """
-    weights = model_weight_bytes(shape)
-    kept = round(weights - weights_streamed * all_layers_weight_bytes(shape))
-    slots = round(
-        weights_streamed * (all_layers_weight_bytes(shape) + streamed_device_bytes(shape))
-    )
     window = min(shape.sliding_window or 0, workload.max_context)
     windowed = sum(
         group.layers * kv_bytes_per_token(group.shape)
@@ -52,11 +47,19 @@ def fixed_gpu_items(
         if group.windowed
     )
     return {
-        "weights": kept,
-        "weight_slots": slots,
+        **weight_items(shape, weights_streamed),
         "logits": workload.rows * shape.vocab_size * _LOGIT_BYTES,
         "windowed_kv": workload.rows * window * windowed,
         "forward": forward_bytes(shape, workload, prefill_rows),
+    }
+
+
+def weight_items(shape: ModelShape, weights_streamed: float) -> dict[str, int]:
+    """Return the bytes of weights that stay on the device, and of the slots for the others."""
+    layers = all_layers_weight_bytes(shape)
+    return {
+        "weights": round(model_weight_bytes(shape) - weights_streamed * layers),
+        "weight_slots": round(weights_streamed * (layers + streamed_device_bytes(shape))),
     }
 
 

@@ -16,7 +16,7 @@ from headrace.engine.measure import (
     without_first,
 )
 from headrace.errors import ConfigurationError, MemoryBudgetError
-from headrace.hf.cache import HostCache
+from headrace.hf.rows_cache import RowsCache
 from headrace.timeline import H2D_LANES, Lane, Origin, Span, Timeline
 
 POLICIES = ("stream", "kvpr", "recompute", "resident")
@@ -61,14 +61,13 @@ def caches(monkeypatch):
     """Keep all caches that are made, and how many were open at once at most."""
     made, most = [], [0]
 
-    class Counted(HostCache):
+    class Counted(RowsCache):
         def __init__(self, *given, **named):
             super().__init__(*given, **named)
-            self.named = named
             made.append(self)
             most[0] = max(most[0], sum(not cache._closed for cache in made))
 
-    monkeypatch.setattr(measure, "HostCache", Counted)
+    monkeypatch.setattr(measure, "RowsCache", Counted)
     return made, most
 
 
@@ -162,7 +161,8 @@ def test_budgets_reach_the_caches(model, batch, emulated, caches):
     options = MeasureOptions(1, 1, gpu_memory="1GiB", host_memory="2GiB")
     measured_with(model, batch, emulated, ("stream",), options)
     (cache,) = caches[0]
-    assert (cache.named["gpu_memory"], cache.named["host_memory"]) == ("1GiB", "2GiB")
+    options = cache._options
+    assert (options.gpu_memory_bytes, options.host_memory_bytes) == (1 << 30, 2 << 30)
     with pytest.raises(MemoryBudgetError):
         measured_with(
             model, batch, emulated, ("stream",), MeasureOptions(1, 1, host_memory="16KiB")
