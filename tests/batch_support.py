@@ -5,11 +5,11 @@ import json
 import random
 from dataclasses import replace
 
-from headrace.engine.batch_engine import Completed
 from headrace.engine.batch_fields import RequestError
 from headrace.engine.batch_input import BatchInput
 from headrace.engine.batch_journal import Journal
 from headrace.engine.batch_run import BatchRun
+from headrace.engine.completion import Completed
 from headrace.engine.request import CompletionOutput, RequestOutput, TokenLogprob
 
 CHAT = "/v1/chat/completions"

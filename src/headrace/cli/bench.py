@@ -1,6 +1,7 @@
 """``headrace bench``: policies measured side by side, with bound and prediction.
 
-With ``--simulate`` nothing is measured: a study is simulated instead (``bench_simulate.py``).
+With ``--simulate`` nothing is measured: a study is simulated instead (``bench_simulate.py``). The
+workload ``host-attention`` is measured by itself, without a model (``bench_host_attention.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli import generate, machine, output
+from headrace.cli import bench_host_attention, generate, machine, output
 from headrace.cli.measured import (
     comparison_json,
     comparison_table,
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 EMULATED = "a100-40gb-pcie4"
 POLICIES = ("stream", "kvpr", "recompute")
+ROUNDS = 3
+"""Turns of each policy, unless said otherwise."""
+
+_OF_HOST_ATTENTION = ("model", "rounds", "device", "dtype")
+"""Options of measuring that the workload ``host-attention`` follows, too."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,9 +41,12 @@ def add_parser(subparsers: Any) -> None:
         help="measure policies side by side",
         description="Measure decode steps of several policies in one run, alternating, with the "
         "bound and the prediction beside. By default a slice of OPT-6.7B with random weights. With "
-        "--simulate, nothing is measured: the experiments of KVPR's paper are simulated.",
+        "--simulate, nothing is measured: the experiments of KVPR's paper are simulated. "
+        f"{bench_host_attention.NAME} measures, without a model, how fast the host's cores attend "
+        "beside the rate at which they read memory at all.",
     )
     _add_measuring(parser)
+    bench_host_attention.add_options(parser)
     parser.add_argument(
         "--simulate",
         metavar="STUDY",
@@ -60,7 +69,7 @@ def _add_measuring(parser: Options) -> None:
         nargs="?",
         default="opt-6.7b",
         help="a published shape (with random weights), demo, a directory or a hub id "
-        "(default: opt-6.7b)",
+        f"(default: opt-6.7b); or {bench_host_attention.NAME}",
     )
     parser.add_argument(
         "--dummy-weights",
@@ -71,7 +80,12 @@ def _add_measuring(parser: Options) -> None:
     parser.add_argument("--rows", type=int, default=8, help="sequences (default: 8)")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens a row (default: 2048)")
     parser.add_argument("--policies", metavar="A,B", default=",".join(POLICIES))
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each policy (default: 3)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"turns of each policy (default: {ROUNDS}; of {bench_host_attention.NAME}: "
+        f"{bench_host_attention.ROUNDS})",
+    )
     parser.add_argument("--steps", type=int, default=3, help="steps of a turn (default: 3)")
     parser.add_argument("--timeline", metavar="FILE.html", help="write a page of what ran when")
     machine.add_device(parser)
@@ -79,32 +93,56 @@ def _add_measuring(parser: Options) -> None:
     machine.add_dtype(parser)
 
 
-def _check_nothing_is_measured(args: argparse.Namespace) -> None:
-    """Refuse options of measuring that a simulated study would not follow.
+def _refuse(args: argparse.Namespace, options: Parser, reason: str, *kept: str) -> None:
+    """Refuse options that would not be followed.
+
+    Args:
+        args: what was given.
+        options: has the options that are refused.
+        reason: why.
+        kept: names of those that are allowed all the same.
 
     Raises:
         ConfigurationError: one was given.
     """
+    for name, default in vars(options.parse_args([])).items():
+        given = getattr(args, name)
+        if name not in kept and given != default:
+            option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise ConfigurationError(f"{option} is {given!r}, and {reason}")
+
+
+def _measuring() -> Parser:
     parser = Parser()
     _add_measuring(parser)
-    for name, default in vars(parser.parse_args([])).items():
-        given = getattr(args, name)
-        if given != default:
-            option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
-            raise ConfigurationError(
-                f"{option} is {given!r}, and --simulate {args.simulate} was given too, which "
-                f"measures nothing and has its own settings; leave one of them out"
-            )
+    return parser
+
+
+def _of_host_attention() -> Parser:
+    parser = Parser()
+    bench_host_attention.add_options(parser)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    name = bench_host_attention.NAME
     if args.simulate is not None:
         from headrace.cli import bench_simulate
 
-        _check_nothing_is_measured(args)
+        reason = (
+            f"--simulate {args.simulate} was given too, which measures nothing and has its own "
+            "settings; leave one of them out"
+        )
+        _refuse(args, _measuring(), reason)
+        _refuse(args, _of_host_attention(), reason)
         generate.check_files(args, "output")
         return bench_simulate.run(args)
+    if args.model == name:
+        _refuse(args, _measuring(), f"{name} has no such setting", *_OF_HOST_ATTENTION)
+        generate.check_files(args, "output")
+        return bench_host_attention.run(args)
+    _refuse(args, _of_host_attention(), f"only `headrace bench {name}` has such a setting")
     return _measure(args)
 
 
@@ -118,6 +156,7 @@ def _measure(args: argparse.Namespace) -> int:
     from headrace.model.published import published_names
 
     policies = args.policies.split(",")
+    args.rounds = ROUNDS if args.rounds is None else args.rounds
     for setting in ("rows", "prompt", "rounds", "steps"):
         if getattr(args, setting) < 1:
             raise ConfigurationError(f"--{setting} is {getattr(args, setting)}; allowed is 1 up")

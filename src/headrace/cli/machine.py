@@ -26,8 +26,8 @@ def add_device(parser: Options) -> None:
     parser.add_argument(
         "--emulate",
         metavar="NAME",
-        help="slow the link down, on a CPU, so that rebuilding and link compare as on this "
-        "published machine; all figures are then labelled emulated",
+        help="slow link and host's cores down, on a CPU, to compare with rebuilding as on "
+        "this published machine; all figures are then labelled emulated",
     )
 
 

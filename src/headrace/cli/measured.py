@@ -53,17 +53,17 @@ def _milliseconds(seconds: float) -> str:
 
 
 def comparison_words(measured: list[PolicyMeasurement]) -> list[str]:
-    """Return in words how the fastest loading policy compares with the others."""
-    loading = [one for one in measured if one.link_bytes > 0]
-    if len(loading) < 2:
+    """Return in words how the fastest policy with a cache on the host compares with the others."""
+    on_host = [one for one in measured if one.resident_fraction < 1]
+    if len(on_host) < 2:
         return []
-    best = min(loading, key=lambda one: one.step_s)
+    best = min(on_host, key=lambda one: one.step_s)
     ratios = ", ".join(
         f"{one.step_s / best.step_s:.2f} times as fast as {one.policy}"
-        for one in loading
+        for one in on_host
         if one is not best
     )
-    worst = max(abs(one.prediction_error) for one in loading)
+    worst = max(abs(one.prediction_error) for one in on_host)
     return [
         f"{best.policy} is {ratios}. Its busier lane is busy {best.binding_busy:.1%} of the time.",
         f"The predictions are off by {worst:.1%} at most.",
@@ -112,16 +112,20 @@ def comparison_json(measured: list[PolicyMeasurement]) -> dict[str, Any]:
 
 
 def machine_words(profile: HardwareProfile) -> str:
-    """Return which machine this is, and whether its link is slowed down on purpose."""
+    """Return which machine this is, and whether link and cores are slowed down on purpose."""
     rates = (
         f"link {format_rate(profile.h2d_bytes_per_s)} to the device, "
         f"{format_rate(profile.d2h_bytes_per_s)} back"
     )
     if profile.emulates is None:
         return f"{profile.name}: {rates} (measured)"
+    cores, compared = "", "rebuilding and link"
+    if profile.host_attend_bytes_per_s is not None and profile.host_attends:
+        rate = format_rate(profile.host_attend_bytes_per_s)
+        cores, compared = f" and the host's cores to {rate}", "rebuilding, link and cores"
     return (
         f"{profile.name}: the device is this CPU, and the link is slowed down on purpose to "
-        f"{format_rate(profile.h2d_bytes_per_s)}, so that rebuilding and link compare as on "
+        f"{format_rate(profile.h2d_bytes_per_s)}{cores}, so that {compared} compare as on "
         f"{profile.emulates}. Times are measured on that emulated link, not on a GPU."
     )
 

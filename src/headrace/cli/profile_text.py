@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.cli.output import table
+from headrace.hardware.profile import UNPACED
 from headrace.units import format_bytes, format_flops, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from headrace.hardware.profile import HardwareProfile, Measurement
-
-_UNPACED = "unpaced_"
-"""Measurements of an emulated link's real copies have names that begin so."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,9 @@ def profile_text(profile: HardwareProfile, kept: Path | None) -> str:
     parts = [_head(profile)]
     if profile.emulates is not None:
         parts.append(
-            f"EMULATED: on this CPU the link is slowed down so that rebuilding and link compare as "
-            f"on {profile.emulates}; rates of the link are that link's, not this machine's."
+            f"EMULATED: on this CPU the link and the host's cores are slowed down so that both "
+            f"compare with rebuilding as on {profile.emulates}; rates of the link, of host memory "
+            "and of the host's attention are that machine's in proportion, not this one's."
         )
     figures = [figure for figure in _figures(profile) if figure.value is not None]
     rows = [_row(profile, figure) for figure in figures]
@@ -145,11 +144,11 @@ def _row(profile: HardwareProfile, figure: _Figure) -> tuple[str, str, str, str]
     assert figure.value is not None
     conditions, spread = figure.conditions, ""
     measured = profile.measurements.get(figure.measured)
-    copies = profile.measurements.get(_UNPACED + figure.measured)
+    copies = profile.measurements.get(UNPACED + figure.measured)
     if measured is not None:
         spread = _spread(measured, figure.show)
     elif copies is not None:
-        conditions += f" (emulated; copies reach {figure.show(copies.median)})"
+        conditions += f" (emulated; here {figure.show(copies.median)})"
     return figure.label, figure.show(figure.value), spread, conditions
 
 

@@ -21,6 +21,7 @@ from headrace.engine.request import SamplingParams
 from headrace.engine.row import Row
 from headrace.engine.sample import Job, Sample
 from headrace.engine.sampling import choose_tokens
+from headrace.engine.trunks import Trunk, common_beginning
 from headrace.errors import ConfigurationError, MemoryBudgetError
 from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
@@ -68,6 +69,7 @@ class Batcher:
         max_rows: most rows at once.
         prefill_tokens: most tokens of prompts in a forward, padding included; None: what the plan
             has memory for.
+        share_prompts: whether prompts that begin alike share that part of the cache.
 
     Raises:
         ConfigurationError: a number is below 1.
@@ -81,6 +83,7 @@ class Batcher:
         end_tokens: Collection[int],
         max_rows: int,
         prefill_tokens: int | None = None,
+        share_prompts: bool = True,
     ) -> None:
         for setting, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
             if value is not None and value < 1:
@@ -94,6 +97,10 @@ class Batcher:
         self._cache: RowsCache | None = None
         self._waiting: deque[Sample] = deque()
         self._samples: list[Sample] = []
+        self._trunks: list[Trunk] = []
+        self._shares = share_prompts
+        self.shared_tokens = 0
+        """Tokens of prompts that did not go through the model, for others began with them."""
         self._decoding = 0
         self._prompts_next = True
 
@@ -180,8 +187,12 @@ class Batcher:
         """
         if not self.has_work:
             return Step([], 0)
+        self._admit(self.cache)
+        if not self._samples:
+            # Who waits needs more rows at once than the cache was opened for.
+            self.close()
+            self._admit(self.cache)
         cache = self.cache
-        self._admit(cache)
         rows, tokens = self._chosen()
         decoded = len(rows) if rows.start < self._decoding else 0
         self._prompts_next = decoded > 0
@@ -201,25 +212,73 @@ class Batcher:
 
     def _admit(self, cache: RowsCache) -> None:
         """Give rows to those who wait, in their order, while there is room."""
-        taken = sum(len(sample.indices) for sample in self._samples)
-        admitted: list[Sample] = []
+        admitted: list[tuple[Sample, Trunk | None]] = []
         while self._waiting:
             sample = self._waiting[0]
-            if taken + len(sample.indices) > cache.capacity:
+            trunk = self._trunk_of(sample, cache)
+            if trunk is not None and trunk.left and trunk in self._samples:
                 break
-            rows = [
-                (len(one.job.prompt_token_ids), one.end, len(one.indices))
-                for one in (*self._samples, *admitted, sample)
-            ]
-            if len(rows) > 1 and not cache.fits(rows):
+            is_new = trunk is not None and trunk not in self._trunks
+            asked: Sample = trunk if is_new and trunk is not None else sample
+            if not self._has_room(cache, [one for one, _ in admitted], asked, trunk):
                 break
-            admitted.append(self._waiting.popleft())
-            taken += len(sample.indices)
+            admitted.append((asked, None if is_new else trunk))
+            if is_new:
+                break
+            self._waiting.popleft()
         # Prompts of like lengths go together, with little padding.
-        admitted.sort(key=lambda sample: sample.left)
-        if admitted:
-            cache.add(len(admitted))
-            self._samples += admitted
+        admitted.sort(key=lambda entry: entry[0].left)
+        self._give_rows(cache, admitted)
+
+    def _has_room(
+        self, cache: RowsCache, admitted: list[Sample], sample: Sample, trunk: Trunk | None
+    ) -> bool:
+        """Return whether a sample may have its rows now, beside those admitted before it."""
+        others = [*self._samples, *admitted]
+        rows = sum(max(1, len(one.indices)) for one in (*others, sample)) + len(self._trunks)
+        if trunk in self._trunks and self._is_last(trunk):
+            # It takes over the trunk's own row.
+            rows -= 1
+        if rows > cache.capacity:
+            return False
+        asked = [
+            (len(one.job.prompt_token_ids), one.end, len(one.indices)) for one in (*others, sample)
+        ]
+        return not others or cache.fits(asked)
+
+    def _trunk_of(self, sample: Sample, cache: RowsCache) -> Trunk | None:
+        """Return what a sample shares with others: a trunk that there is, a new one, or None."""
+        if not self._shares or sample.cached:
+            return None
+        known = [*self._trunks, *(one for one in self._samples if isinstance(one, Trunk))]
+        fitting = [trunk for trunk in known if trunk.begins(sample)]
+        if fitting:
+            return max(fitting, key=lambda trunk: len(trunk.tokens))
+        tokens = common_beginning(sample, list(self._waiting)[1:], cache.block_tokens)
+        return Trunk(tokens) if tokens and len(self._samples) + 2 < cache.capacity else None
+
+    def _is_last(self, trunk: Trunk | None) -> bool:
+        """Return whether but one of those who wait begins with a trunk."""
+        return trunk is not None and sum(trunk.begins(one) for one in self._waiting) == 1
+
+    def _give_rows(self, cache: RowsCache, admitted: list[tuple[Sample, Trunk | None]]) -> None:
+        """Add rows behind those of the prompts under way: empty ones, or a trunk's.
+
+        Trunks that nobody waits for are let go of.
+        """
+        kept = [trunk for trunk in self._trunks if any(map(trunk.begins, self._waiting))]
+        if not admitted and len(kept) == len(self._trunks):
+            return
+        first = len(self._samples)
+        of_trunk = {id(trunk): first + place for place, trunk in enumerate(self._trunks)}
+        empty = iter(cache.add(sum(trunk is None for _, trunk in admitted)))
+        sources = [next(empty) if trunk is None else of_trunk[id(trunk)] for _, trunk in admitted]
+        cache.arrange([*range(first), *sources, *(of_trunk[id(trunk)] for trunk in kept)])
+        self._trunks = kept
+        for sample, trunk in admitted:
+            sample.cached = 0 if trunk is None else len(trunk.tokens)
+            self.shared_tokens += sample.cached
+            self._samples.append(sample)
 
     def _chosen(self) -> tuple[range, list[list[int]]]:
         """Return the rows of the next forward, and the tokens of each.
@@ -248,11 +307,13 @@ class Batcher:
         """Choose the next token of rows all of whose tokens are in the cache."""
         samples = self._samples[rows.start : rows.stop]
         parts = [part for sample in samples for part in sample.split()]
-        if len(parts) > len(samples):
+        if len(parts) != len(samples) or any(isinstance(one, Trunk) for one in samples):
             logits = self._part(rows, logits)
         self._samples[rows.start : rows.stop] = parts
         if rows.start >= self._decoding:
             self._decoding += len(parts)
+        if not parts:
+            return []
         choices = choose_tokens([part.rows[0].sampler for part in parts], logits)
         updates = []
         for part, choice in zip(parts, choices, strict=True):
@@ -263,14 +324,19 @@ class Batcher:
     def _part(self, rows: range, logits: Tensor) -> Tensor:
         """Give each sample of a prompt a row of its own, which shares the prompt's cache.
 
-        Return the logits of all of them.
+        Trunks that are ready go behind all others. Return the logits of the samples.
         """
         assert self._cache is not None
         sources = [row for row in rows for _ in self._samples[row].indices]
-        behind = range(rows.stop, len(self._samples))
+        ready = [row for row in rows if isinstance(self._samples[row], Trunk)]
+        count = len(self._samples)
+        behind = [*range(rows.stop, count + len(self._trunks)), *ready]
         self._cache.arrange([*range(rows.start), *sources, *behind])
-        index = torch.tensor([source - rows.start for source in sources], device=logits.device)
-        return logits.index_select(0, index)
+        self._trunks += [
+            one for one in self._samples[rows.start : rows.stop] if isinstance(one, Trunk)
+        ]
+        index = torch.tensor([source - rows.start for source in sources], dtype=torch.int64)
+        return logits.index_select(0, index.to(logits.device))
 
     def _drop_finished(self) -> None:
         """Let rows that have ended go; the last ones that decode take their places."""
@@ -285,16 +351,28 @@ class Batcher:
         self._arrange([row if row in alive else next(moved) for row in range(kept)] + prompts)
         self._decoding = kept
 
-    def _arrange(self, sources: list[int]) -> None:
+    def _arrange(self, sources: list[int], trunks: list[Trunk] | None = None) -> None:
+        """Let sample i be what sample ``sources[i]`` was, and keep some trunks (None: all)."""
         assert self._cache is not None
-        self._cache.arrange(sources)
+        kept = self._trunks if trunks is None else trunks
+        first = len(self._samples)
+        of_trunk = [first + place for place, one in enumerate(self._trunks) if one in kept]
+        self._cache.arrange([*sources, *of_trunk])
         self._samples = [self._samples[source] for source in sources]
+        self._trunks = list(kept)
 
     def _make_room(self, error: MemoryBudgetError) -> list[Update]:
         """Let the last row wait once more; a row that does not even fit alone fails."""
+        if self._trunks:
+            self._shares = False
+            self._arrange(list(range(len(self._samples))), [])
+            return []
         last = self._samples[-1]
         self._arrange(list(range(len(self._samples) - 1)))
         self._decoding = min(self._decoding, len(self._samples))
+        if isinstance(last, Trunk):
+            self._shares = False
+            return []
         if self._samples:
             last.cached = 0
             self._waiting.appendleft(last)
@@ -310,3 +388,4 @@ class Batcher:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+            self._trunks = []

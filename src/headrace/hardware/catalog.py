@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from headrace.errors import ProfileError
 from headrace.hardware.profile import HardwareProfile
@@ -189,31 +188,6 @@ def resolve(name_or_path: str | os.PathLike[str]) -> HardwareProfile:
         f"no hardware is called {text!r}; give one of {', '.join(machine_names())}, or the JSON "
         "file that `headrace profile --output FILE` wrote"
     )
-
-
-def emulated_link_rate(
-    named: HardwareProfile,
-    local_gemm_flops_per_s: float,
-    *,
-    direction: Literal["h2d", "d2h"] = "h2d",
-) -> float:
-    """Return the rate, in bytes a second, at which a local link shall be paced to emulate another.
-
-    ``link = named_link · local_gemm / named_gemm``: rebuilding is then as fast, compared with the
-    link, as on the named machine (DESIGN section 5). The reference is always the named machine's
-    bfloat16 rate (float16 on a machine that has none), also where the local element type is
-    float32: on the machine that is emulated the model would run in 16 bits.
-
-    Args:
-        named: the machine whose link is emulated.
-        local_gemm_flops_per_s: the local rate of the K/V projections' matrix product, in the
-            element type that will run here.
-        direction: which direction of the link.
-    """
-    link = named.h2d_bytes_per_s if direction == "h2d" else named.d2h_bytes_per_s
-    has_bfloat16 = "bfloat16" in named.gemm_flops_per_s
-    reference = named.gemm_rate("bfloat16" if has_bfloat16 else "float16")
-    return link * (local_gemm_flops_per_s / reference)
 
 
 def _profile(name: str, entry: _Machine) -> HardwareProfile:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.probe_device import CpuProbeDevice, ProbeDevice, Work
-from headrace.hardware.profile import Measurement
+from headrace.hardware.profile import UNPACED, Measurement
 from headrace.units import format_rate
 
 _KIB, _MIB = 2**10, 2**20
@@ -75,7 +75,7 @@ class Bench:
         self.host = CpuProbeDevice()
         self.effort = effort
         self.progress = progress
-        self.link_prefix = "unpaced_" if emulated else ""
+        self.paced_prefix = UNPACED if emulated else ""
         self.measurements: dict[str, Measurement] = {}
 
     def fitting(self, size: int) -> int:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from headrace.errors import ProfileError
-from headrace.hardware.catalog import emulated_link_rate
+from headrace.hardware.emulation import Pace
 from headrace.hardware.probe_bench import Bench
 from headrace.hardware.probe_device import ProbeDevice, Work, busy
-from headrace.hardware.profile import GemmPoint, HardwareProfile, RatePoint
-from headrace.units import format_flops, format_rate, format_seconds
+from headrace.hardware.profile import GemmPoint, RatePoint
+from headrace.units import format_flops, format_seconds
 
 _KIB, _MIB = 2**10, 2**20
 
@@ -61,56 +58,6 @@ class Link:
     def d2h(self, size: int) -> Work:
         """Return work that copies ``size`` bytes to the host."""
         return _rotating_copy(self._transfer, self._host_target, self._device_source, size)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The rates that transfers are held to; infinite where no link is emulated."""
-
-    h2d: float = math.inf
-    d2h: float = math.inf
-
-    @classmethod
-    def of(
-        cls, named: HardwareProfile | None, gemm_rate: float, h2d_copies: float, d2h_copies: float
-    ) -> Pace:
-        """Return the pace that emulates the link of ``named``, if real copies can keep it.
-
-        Args:
-            named: the machine whose link is emulated, or None.
-            gemm_rate: FLOPs a second of matrix products here.
-            h2d_copies: rate of real copies to the device.
-            d2h_copies: rate of real copies to the host.
-
-        Raises:
-            ProfileError: real copies are too slow.
-        """
-        if named is None:
-            return cls()
-        pace = cls(
-            emulated_link_rate(named, gemm_rate, direction="h2d"),
-            emulated_link_rate(named, gemm_rate, direction="d2h"),
-        )
-        if pace.h2d > h2d_copies or pace.d2h > d2h_copies:
-            raise ProfileError(
-                f"the link of {named.name} cannot be emulated here: in proportion to this "
-                f"machine's matrix products it runs at {format_rate(max(pace.h2d, pace.d2h))}, but "
-                f"copies reach only {format_rate(min(h2d_copies, d2h_copies))}; "
-                "emulate a machine with a slower link"
-            )
-        return pace
-
-    def held(self, work: Work, size: int) -> Work:
-        """Return ``work``, which brings ``size`` bytes to the device, held to the pace."""
-        if self.h2d == math.inf:
-            return work
-
-        def paced() -> None:
-            begin = time.perf_counter()
-            work()
-            time.sleep(max(0.0, size / self.h2d - (time.perf_counter() - begin)))
-
-        return paced
 
 
 def _rotating_copy(
@@ -169,7 +116,7 @@ def probe_link(bench: Bench, link: Link) -> tuple[tuple[RatePoint, ...], tuple[R
     """Measure both directions of the link, each alone, by transfer size."""
 
     def curve(direction: str, copier: Callable[[int], Work]) -> tuple[RatePoint, ...]:
-        name = f"{bench.link_prefix}{direction}_bytes_per_s"
+        name = f"{bench.paced_prefix}{direction}_bytes_per_s"
         return tuple(
             (size, bench.rate(f"{name}[{size}]", copier(size), size)) for size in link.sizes
         )
@@ -181,7 +128,7 @@ def probe_together(
     bench: Bench, link: Link, widths: KVProjection, point: GemmPoint, pace: Pace
 ) -> dict[str, Any]:
     """Measure what runs at the same time as something else; copies of 16 MiB where they exist."""
-    device, prefix = bench.device, bench.link_prefix
+    device, prefix = bench.device, bench.paced_prefix
     size = min(16 * _MIB, link.largest)
     gemm = _gemm_work(device, widths, point.dtype, point.tokens)
     read, read_bytes = _host_read(bench)
@@ -203,20 +150,22 @@ def probe_together(
         flops = _gemm_flops(widths, point.tokens)
         found[name] = bench.rate(name, gemm, flops, show=format_flops)
         name = "host_while_h2d_bytes_per_s"
-        found[name] = bench.rate(name, read, read_bytes, clock=bench.host)
+        read_rate = bench.rate(prefix + name, read, read_bytes, clock=bench.host)
+        found[name] = min(pace.cores, read_rate)
     return found
 
 
-def probe_memory(bench: Bench) -> dict[str, Any]:
+def probe_memory(bench: Bench, pace: Pace) -> dict[str, Any]:
     """Measure a copy in device memory (read and write counted) and reading host memory."""
     size = bench.fitting(bench.effort.memory_bytes)
     target, source = bench.device.device_buffer(size), bench.device.device_buffer(size)
     read, read_bytes = _host_read(bench)
+    name = f"{bench.paced_prefix}host_bytes_per_s"
     return {
         "device_bytes_per_s": bench.rate(
             "device_bytes_per_s", lambda: target.copy_(source), 2 * size
         ),
-        "host_bytes_per_s": bench.rate("host_bytes_per_s", read, read_bytes, clock=bench.host),
+        "host_bytes_per_s": min(pace.memory, bench.rate(name, read, read_bytes, clock=bench.host)),
     }
 
 

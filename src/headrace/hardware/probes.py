@@ -13,6 +13,7 @@ from typing import Any
 
 from headrace.errors import ConfigurationError
 from headrace.hardware.catalog import machine
+from headrace.hardware.emulation import Pace
 from headrace.hardware.identity import (
     host_memory_limit_bytes,
     local_identity,
@@ -22,14 +23,13 @@ from headrace.hardware.probe_device import open_device
 from headrace.hardware.probe_figures import (
     KVProjection,
     Link,
-    Pace,
     probe_gemm,
     probe_latency,
     probe_link,
     probe_memory,
     probe_together,
 )
-from headrace.hardware.profile import HardwareProfile, Measurement
+from headrace.hardware.profile import UNPACED, HardwareProfile, Measurement
 from headrace.timeline import Origin
 from headrace.units import format_flops, format_rate, format_seconds
 
@@ -78,9 +78,10 @@ def profile_machine(
         shape: the model whose K/V projections are measured; without one, ``DEFAULT_WIDTHS``.
         dtype: element type of the matrix products (float32 is always measured too); by default the
             shape's.
-        emulate: a published machine whose link, in proportion to the speed of matrix products, the
-            profile shall have; for a CPU only. The rates of the real copies are then kept as
-            ``measurements`` whose names begin with ``unpaced_``.
+        emulate: a published machine whose link, and whose cores' rate of attending, the profile
+            shall have, in proportion to the speed of matrix products; for a CPU only. The rates of
+            the real copies and cores are then kept as ``measurements`` whose names begin with
+            ``unpaced_``.
         quick: fewer sizes and repeats: under 10 s instead of under 60.
         progress: is called with a line of text for each figure.
         extra_probes: callables that measure once; see
@@ -117,6 +118,7 @@ def profile_machine(
         host_memory_bytes=host_memory_limit_bytes(),
         measurements=bench.measurements,
         emulates=emulate,
+        host_attends=named is None or named.host_attends,
         identity=identity,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -143,7 +145,7 @@ def _measure(
         "h2d_curve": tuple((size, min(rate, pace.h2d)) for size, rate in h2d_curve),
         "d2h_curve": tuple((size, min(rate, pace.d2h)) for size, rate in d2h_curve),
         **probe_together(bench, link, widths, points[len(points) // 2], pace),
-        **probe_memory(bench),
+        **probe_memory(bench, pace),
         **probe_latency(bench, link),
     }
 
@@ -156,6 +158,9 @@ def add_extra_probes(
 ) -> HardwareProfile:
     """Return the profile with figures that only the caller can measure.
 
+    In an emulated machine's profile the host's cores attend no faster than they read host memory
+    while the link is busy, which is the pace that they are held to.
+
     Args:
         profile: what was measured so far.
         extra_probes: by name, a callable that measures once and returns bytes, or FLOPs,
@@ -165,16 +170,28 @@ def add_extra_probes(
         progress: is called with a line of text for each figure.
     """
     measured: dict[str, Measurement] = {}
+    figures: dict[str, float] = {}
     for name, probe in extra_probes.items():
         probe()
-        measured[name] = Measurement.of([probe() for _ in range(repeats)])
+        found = Measurement.of([probe() for _ in range(repeats)])
+        pace = _pace_of(name, profile)
+        key = name if pace is None else UNPACED + name
+        measured[key] = found
+        if name in EXTRA_FIELDS:
+            figures[name] = found.median if pace is None else min(pace, found.median)
         if progress:
-            progress(f"{name}: {_words(name, measured[name].median)}")
+            progress(f"{key}: {_words(name, found.median)}")
     if not measured:
         return profile
-    figures = {name: found.median for name, found in measured.items() if name in EXTRA_FIELDS}
     together = {**profile.measurements, **measured}
     return replace(profile, measurements=together, **figures)  # type: ignore[arg-type]
+
+
+def _pace_of(name: str, profile: HardwareProfile) -> float | None:
+    """Return the rate that an extra figure is held to in an emulation, or None."""
+    if profile.emulates is None or name != "host_attend_bytes_per_s":
+        return None
+    return profile.host_while_h2d_bytes_per_s
 
 
 def _words(name: str, figure: float) -> str:

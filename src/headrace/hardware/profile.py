@@ -27,6 +27,9 @@ _DURATIONS = (
     "rebuild_call_s",
 )
 
+UNPACED = "unpaced_"
+"""So begin measurements of what an emulation then holds this machine back from."""
+
 RatePoint = tuple[int, float]
 """Bytes of one transfer, and the rate in bytes a second that transfers of that size reach."""
 
@@ -81,8 +84,8 @@ class HardwareProfile:
 
     Attributes:
         name: what people call it.
-        origin: measured, emulated (measured, but for a link that is slowed down on purpose), or
-            predicted (from data sheets).
+        origin: measured, emulated (measured, but for a link and cores that are slowed down on
+            purpose), or predicted (from data sheets).
         device: where the model runs, ``cpu`` or ``cuda``.
         h2d_bytes_per_s: rate of the link to the device, for large transfers from pinned memory.
         d2h_bytes_per_s: rate of the link to the host.
@@ -118,9 +121,9 @@ class HardwareProfile:
         host_attends: whether the host's cores can attend; false where a machine's figures say
             nothing of them.
         gemm_curve: matrix products by number of tokens and element type.
-        measurements: every measured figure with its spread, by name; for an emulated link also
-            those of the real copies.
-        emulates: name of the machine whose link is emulated, or None.
+        measurements: every measured figure with its spread, by name; of what is paced in an
+            emulation, those of the real copies and cores.
+        emulates: name of the machine that is emulated, or None.
         identity: the machine that was measured, or None for a published one.
         date: when it was measured or published, ISO 8601.
         quick: whether it was measured in few repeats.
@@ -178,6 +181,10 @@ class HardwareProfile:
                 raise ProfileError(
                     f"profile {self.name}: {label} is {value}; it must be finite and not negative"
                 )
+
+    def is_measured(self, name: str) -> bool:
+        """Return whether a figure was measured, be it held to a pace or not."""
+        return name in self.measurements or UNPACED + name in self.measurements
 
     def without_latencies(self) -> HardwareProfile:
         """Return a profile in which copies, kernels and calls take nothing besides their work."""

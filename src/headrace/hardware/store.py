@@ -42,7 +42,7 @@ def profile_path(
         device: ``cpu`` or ``cuda``.
         shape: the model whose K/V projections are measured, or None for ``DEFAULT_WIDTHS``.
         dtype: element type; by default the shape's.
-        emulate: the machine whose link is emulated, or None.
+        emulate: the machine that is emulated, or None.
     """
     widths = shape or DEFAULT_WIDTHS
     link = f"-{emulate}" if emulate else ""
@@ -71,7 +71,7 @@ def load_or_measure(
         device: ``auto``, ``cpu`` or ``cuda``.
         shape: the model whose K/V projections are measured, or None for ``DEFAULT_WIDTHS``.
         dtype: element type; by default the shape's.
-        emulate: the machine whose link is emulated, or None.
+        emulate: the machine that is emulated, or None.
         quick: measure in under 10 s instead of under 60.
         progress: is called with a line of text for each figure, and with why anything is measured
             again or cannot be stored.
@@ -100,7 +100,7 @@ def load_or_measure(
             extra_probes=extra,
         )
     else:
-        lacking = {name: extra[name] for name in extra if name not in stored.measurements}
+        lacking = {name: extra[name] for name in extra if not stored.is_measured(name)}
         profile = add_extra_probes(stored, lacking, progress=progress)
     if profile is not stored:
         try:

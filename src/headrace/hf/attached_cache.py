@@ -293,5 +293,7 @@ def open_backend(device: torch.device, profile: HardwareProfile | None) -> Backe
             f"the model is on device {device.type!r}; headrace runs on 'cuda' and 'cpu'"
         )
     if profile is not None and profile.origin is Origin.EMULATED:
-        return CpuBackend(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+        return CpuBackend(
+            profile.h2d_bytes_per_s, profile.d2h_bytes_per_s, profile.host_attend_bytes_per_s
+        )
     return CpuBackend()

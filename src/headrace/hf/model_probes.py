@@ -11,11 +11,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 
+from headrace.hardware.probe_device import CpuProbeDevice, busy
 from headrace.hf.attachment import attach, detach
 from headrace.model.cost import (
     head_weight_bytes,
@@ -39,6 +41,9 @@ _PAGE_TOKENS = 64
 _GRANULE_BYTES = 1 << 26
 _GRANULES_IN_A_ROW = 4
 _CALLS_IN_A_ROW = 16
+_TIMES_LARGER = 4
+"""A call that tells how much of a small one is work, measured in the small one's pages."""
+
 _REBUILT_BYTES = 1 << 24
 _WORKSPACE_BYTES = 1 << 28
 _DENSE_ROWS = 8
@@ -67,16 +72,39 @@ def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> 
 
 
 def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
-    """Measure once how many seconds attending to a granule takes, however small it is."""
-    return _median_s(_attending(shape, device, dtype, 2), device, _CALLS_IN_A_ROW)
+    """Measure once how many seconds attending to a granule takes, however small it is.
+
+    On a CPU: besides its work (see ``_call_s``).
+    """
+
+    def seconds(pages: int) -> float:
+        return _median_s(_attending(shape, device, dtype, pages), device, _CALLS_IN_A_ROW)
+
+    return _call_s(seconds, 2, device)
 
 
-def host_attend_rate(shape: ModelShape, dtype: torch.dtype) -> float:
+def host_attend_rate(
+    shape: ModelShape, dtype: torch.dtype, *, beside_compute: bool = False
+) -> float:
     """Measure once at which rate the host's cores attend to keys and values where they lie.
+
+    Args:
+        shape: the model.
+        dtype: of keys and values.
+        beside_compute: whether the same cores compute meanwhile, as where the CPU is the device.
 
     Returns:
         Bytes a second.
     """
+    attend, size_bytes = _host_attending(shape, dtype)
+    background = busy(CpuProbeDevice(), _rebuilding(shape, dtype))
+    with background if beside_compute else nullcontext():
+        seconds = _median_s(attend, torch.device("cpu"))
+    return size_bytes / seconds
+
+
+def _host_attending(shape: ModelShape, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
+    """Return work in which the host's cores attend to pages of a few rows, and the pages' bytes."""
     widths = LayerWidths(shape.num_kv_heads, shape.head_dim, shape.d_model)
     store = PageStore(CpuBackend(), {0: widths}, dtype, _PAGE_TOKENS)
     page_bytes = store.bytes_of(PageKind.KV)
@@ -94,10 +122,15 @@ def host_attend_rate(shape: ModelShape, dtype: torch.dtype) -> float:
     result = Partial(torch.empty((*sizes, shape.head_dim)), torch.empty(sizes), torch.empty(sizes))
     kernel = StoreKernel(store)
     scoring = Scoring(shape.head_dim**-0.5)
-    seconds = _median_s(
-        lambda: kernel.attend(0, query, entries, scoring, result), torch.device("cpu")
-    )
-    return pages * page_bytes / seconds
+    return lambda: kernel.attend(0, query, entries, scoring, result), pages * page_bytes
+
+
+def _rebuilding(shape: ModelShape, dtype: torch.dtype) -> Callable[[], object]:
+    """Return a matrix product of the K/V projections' shape, over a page."""
+    activations = torch.randn(_PAGE_TOKENS, shape.d_model).to(dtype)
+    weight = torch.randn(shape.d_model, 2 * shape.d_kv).to(dtype)
+    out = torch.empty(_PAGE_TOKENS, 2 * shape.d_kv, dtype=dtype)
+    return lambda: torch.mm(activations, weight, out=out)
 
 
 def load_call_s(device: torch.device, dtype: torch.dtype) -> float:
@@ -173,9 +206,30 @@ def rebuild_call_s(model: nn.Module, shape: ModelShape) -> float:
     """Measure once how many seconds rebuilding a granule takes, however small it is.
 
     Returns:
-        Seconds; 0 where nothing can be rebuilt.
+        Seconds; on a CPU those besides its work (see ``_call_s``). 0 where nothing can be rebuilt.
     """
-    return _rebuild_s(model, shape, 1, _CALLS_IN_A_ROW)
+    device = next(model.parameters()).device
+    in_a_row = _CALLS_IN_A_ROW if device.type == "cuda" else 1
+    return _call_s(lambda pages: _rebuild_s(model, shape, pages, in_a_row), 1, device)
+
+
+def _call_s(seconds: Callable[[int], float], pages: int, device: torch.device) -> float:
+    """Return what a call takes, however little its work is.
+
+    On a GPU that is the time of a small call, which hides its work or is hidden by it. A CPU does
+    one after the other, and a page is much work for it: there it is what is left of a small call
+    without its work, which is taken to grow with the pages.
+
+    Args:
+        seconds: measures a call for so many pages.
+        pages: of a small call.
+        device: what is measured.
+    """
+    small_s = seconds(pages)
+    if device.type == "cuda":
+        return small_s
+    work_s = (seconds(_TIMES_LARGER * pages) - small_s) / (_TIMES_LARGER - 1)
+    return max(0.0, small_s - work_s)
 
 
 def _rebuild_s(model: nn.Module, shape: ModelShape, pages: int, in_a_row: int) -> float:

@@ -79,6 +79,11 @@ class RowsCache(AttachedCache):
             raise
 
     @property
+    def block_tokens(self) -> int:
+        """Tokens of a page."""
+        return self.paged.layout.block_tokens
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens in the cache of each row."""
         return self.paged.layout.lengths

@@ -69,15 +69,28 @@ def test_rates_of_the_demo_are_positive(demo, small):
     cache = (shape, torch.device("cpu"), torch.float32)
     for rate in (
         attend_rate(*cache),
-        attend_call_s(*cache),
         load_call_s(*cache[1:]),
         host_attend_rate(shape, torch.float32),
         host_attend_rate(shape, torch.float32, beside_compute=True),
-        rebuild_call_s(demo.model, shape),
         rebuild_rate(demo.model, shape),
         dense_rate(demo.model, shape),
     ):
         assert 0 < rate < math.inf
+    for call_s in (attend_call_s(*cache), rebuild_call_s(demo.model, shape)):
+        assert 0 <= call_s < math.inf
+
+
+@pytest.mark.parametrize(
+    ("device", "call_s"),
+    [("cuda", 7.0), ("cpu", 3.0)],  # a call takes 3 s, and 2 s more for each page
+)
+def test_a_call_is_without_its_work_where_both_add_up(device, call_s):
+    measured = model_probes._call_s(lambda pages: 3.0 + 2.0 * pages, 2, torch.device(device))
+    assert measured == pytest.approx(call_s)
+
+
+def test_a_call_never_takes_less_than_nothing():
+    assert model_probes._call_s(lambda pages: pages**2, 2, torch.device("cpu")) == 0.0
 
 
 @pytest.mark.parametrize("name", ["opt", "llama-gqa", "gpt-neox", "phi3"])
@@ -116,7 +129,7 @@ def test_the_machine_is_measured_once_at_the_models_shapes(demo, probes):
     lines = []
     profile = machine_profile(demo.model, progress=lines.append)
     for figure in FIGURES:
-        assert 0 < getattr(profile, figure) < math.inf
+        assert 0 <= getattr(profile, figure) < math.inf
         assert any(line.startswith(figure) for line in lines)
     again = machine_profile(demo.model)
     assert again == profile

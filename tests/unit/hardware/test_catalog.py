@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from headrace.errors import ProfileError
-from headrace.hardware.catalog import emulated_link_rate, machine, machine_names, resolve
+from headrace.hardware.catalog import machine, machine_names, resolve
 from headrace.hardware.profile_file import save_profile
 from headrace.timeline import Origin
 
@@ -82,15 +82,3 @@ def test_resolve_of_an_absent_file(text):
 def test_resolve_of_an_unknown_name():
     with pytest.raises(ProfileError, match=r"no hardware is called 'rtx'; give one of .*JSON"):
         resolve("rtx")
-
-
-def test_emulated_link_keeps_the_ratio_of_rebuilding_to_the_link():
-    named = replace(machine("a100-40gb-pcie4"), d2h_bytes_per_s=16e9)
-    h2d = emulated_link_rate(named, 100e9)
-    assert 100e9 / h2d == pytest.approx(312e12 / 32e9)
-    assert emulated_link_rate(named, 100e9, direction="d2h") == pytest.approx(h2d / 2)
-    assert emulated_link_rate(named, 200e9) == pytest.approx(2 * h2d)
-
-
-def test_emulated_link_of_a_machine_without_bfloat16():
-    assert 65e9 / emulated_link_rate(machine("t4-pcie3"), 65e9) == pytest.approx(65e12 / 16e9)

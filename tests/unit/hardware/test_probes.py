@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from headrace.errors import ConfigurationError, ProfileError
-from headrace.hardware.catalog import emulated_link_rate, machine
+from headrace.hardware.catalog import machine
+from headrace.hardware.emulation import emulated_cores_rate, emulated_link_rate
 from headrace.hardware.identity import local_identity
 from headrace.hardware.probe_bench import QUICK
 from headrace.hardware.probe_device import CpuProbeDevice, busy, resolve_device
@@ -78,6 +79,38 @@ def test_an_emulated_link():
     assert profile.attend_rate == 5.0
     assert profile.measurements["another"].median == 7.0
     check_measurements(profile)
+
+
+def test_emulated_cores_compare_with_the_emulated_link():
+    named = machine("a100-40gb-pcie4")
+    profile = profile_machine("cpu", SHAPE, emulate="a100-40gb-pcie4", effort=TINY)
+    gemm = profile.gemm_rate("float32")
+    assert profile.host_attends
+    assert profile.host_while_h2d_bytes_per_s == emulated_cores_rate(named, gemm)
+    assert profile.h2d_while_host_bytes_per_s == profile.h2d_bytes_per_s
+    ratio = named.host_bytes_per_s / named.h2d_bytes_per_s
+    assert profile.host_bytes_per_s == pytest.approx(ratio * profile.h2d_bytes_per_s)
+    for name in ("host_bytes_per_s", "host_while_h2d_bytes_per_s"):
+        assert profile.measurements[f"unpaced_{name}"].median > getattr(profile, name)
+    assert not profile_machine("cpu", SHAPE, emulate="paper-a100", effort=TINY).host_attends
+
+
+@pytest.mark.parametrize(("found", "kept"), [(50.0, 20.0), (5.0, 5.0)])
+def test_emulated_cores_attend_at_the_pace_but_no_faster_than_they_do(found, kept):
+    emulated = replace(
+        machine("t4-pcie3"), emulates="t4-pcie3", host_while_h2d_bytes_per_s=20.0, source={}
+    )
+    lines = []
+    probes = {"host_attend_bytes_per_s": lambda: found}
+    profile = add_extra_probes(emulated, probes, progress=lines.append)
+    assert profile.host_attend_rate == kept
+    assert profile.measurements["unpaced_host_attend_bytes_per_s"].median == found
+    assert "host_attend_bytes_per_s" not in profile.measurements
+    assert profile.is_measured("host_attend_bytes_per_s")
+    assert not profile.is_measured("attend_bytes_per_s")
+    assert lines == [f"unpaced_host_attend_bytes_per_s: {found} B/s"]
+    plain = add_extra_probes(replace(emulated, emulates=None), probes)
+    assert plain.host_attend_rate == plain.measurements["host_attend_bytes_per_s"].median == found
 
 
 def test_extra_probes_are_warmed_up_and_added():

@@ -10,7 +10,7 @@ import torch
 from headrace.errors import HeadraceError
 from headrace.runtime import cpu_lanes
 from headrace.runtime.cpu_lanes import CpuBackend, CpuEvent
-from headrace.runtime.lanes import Copy
+from headrace.runtime.lanes import Attended, Copy
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
 
 
@@ -113,6 +113,48 @@ def test_the_lanes_of_a_direction_share_its_rate():
         assert time.perf_counter() - start_s >= 8 * 2000 / 1e6
     finally:
         backend.close()
+
+
+def attended(backend, *after, read_bytes=20_000, query_bytes=0, result_bytes=0):
+    return Attended(
+        after or (backend.mark(),), backend.now_s(), read_bytes, query_bytes, result_bytes
+    )
+
+
+def test_emulated_cores_are_no_faster_than_their_rate():
+    backend = CpuBackend(1e9, 1e9, host_attend_bytes_per_s=1e6)
+    ready, begin_s = backend.mark(), time.perf_counter()
+    first, second = (backend.end_attended(attended(backend, ready)) for _ in range(2))
+    assert time.perf_counter() - begin_s >= 2 * 20_000 / 1e6
+    assert first[0] == pytest.approx(ready.times_s()[1])
+    assert second[0] == pytest.approx(first[1])
+    for start, finish in (first, second):
+        assert finish - start >= 20_000 / 1e6 - 1e-9
+
+
+def test_queries_and_results_take_their_time_on_the_emulated_link():
+    backend = CpuBackend(1e6, 2e6, host_attend_bytes_per_s=1e6)
+    work = attended(backend, read_bytes=1_000, query_bytes=2_000, result_bytes=6_000)
+    start, finish = backend.end_attended(work)
+    assert finish - start >= (1_000 + 2_000 + 3_000) / 1e6 - 1e-9
+
+
+def test_emulated_cores_begin_when_all_that_they_wait_for_has_happened():
+    backend = CpuBackend(1e9, 1e9, host_attend_bytes_per_s=1e12)
+    early, late = CpuEvent(), CpuEvent()
+    early.happen(0.0, 0.0)
+    late.happen(0.0, backend.now_s())
+    start, finish = backend.end_attended(attended(backend, early, late))
+    assert start == pytest.approx(late.times_s()[1])
+    # The work itself took until now at least.
+    assert finish >= start
+
+
+def test_cores_that_are_not_emulated_are_never_held_up(backend):
+    work = attended(backend, read_bytes=10**15)
+    start, finish = backend.end_attended(work)
+    assert start == work.start_s
+    assert start <= finish <= backend.now_s()
 
 
 def test_a_plain_link_is_measured(backend):

@@ -1,5 +1,7 @@
 """The lane of the host's cores: results come up, failures are told, and nobody waits for ever."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,39 @@ def test_each_row_attends_to_its_pages(backend, store):
         assert (result.maximum[1] == float("-inf")).all()
     finally:
         lane.close()
+
+
+def test_the_backend_is_told_what_the_cores_read_and_says_when_they_ended(backend, store):
+    told = []
+
+    def end_attended(attended):
+        told.append(attended)
+        return 3.0, 5.0
+
+    backend.end_attended = end_attended
+    query = torch.randn(2, HEADS, GROUP, WIDTH)
+    lane = HostLane(backend, StoreKernel(store))
+    event = lane.begin(0, query, row_entries(*pages_of(2, 1), BLOCK), SCORING, None)
+    assert event.times_s() == (3.0, 5.0)
+    lane.close()
+    (attended,) = told
+    assert attended.after
+    assert attended.read_bytes == 3 * BLOCK * HEADS * 2 * WIDTH * 4
+    assert attended.query_bytes == query.nbytes
+    assert attended.result_bytes == (query.numel() + 2 * query[..., 0].numel()) * 4
+
+
+def test_no_result_is_seen_before_slower_cores_would_have_been_done(store):
+    slow = CpuBackend(1e9, 1e9, host_attend_bytes_per_s=1e6)
+    entries = row_entries(*pages_of(1), BLOCK)
+    query = torch.randn(1, HEADS, GROUP, WIDTH)
+    lane = HostLane(slow, StoreKernel(store))
+    begin_s = time.perf_counter()
+    lane.begin(0, query, entries, SCORING, None)
+    lane.result(query.shape)
+    assert time.perf_counter() - begin_s >= BLOCK * HEADS * 2 * WIDTH * 4 / 1e6
+    lane.close()
+    slow.close()
 
 
 def test_hidden_tokens_are_not_seen(backend, store):
