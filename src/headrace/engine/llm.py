@@ -199,7 +199,8 @@ class LLM:
             yield from refused
             refused.clear()
             for update in step.updates:
-                if update.finished and update.job.finished:
+                # Of samples that end in the same step, the first one's update ends the job.
+                if update.job.finished and id(update.job) in under_way:
                     request, job = under_way.pop(id(update.job))
                     if job.error is None:
                         yield Completed(request.request_id, self._output(request, job), None)

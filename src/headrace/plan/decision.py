@@ -271,11 +271,11 @@ class Decider:
         return Choice(
             paths,
             self.options.stream_weights,
-            self.options.weights_streamed,
             most,
             fixed,
             tied=True,
             all_later=policy is Policy.RESIDENT,
+            weights_streamed=self.options.weights_streamed,
         )
 
     def limits(self, policy: Policy, geometry: Geometry, paths: tuple[str, ...]) -> MemoryLimits:

@@ -78,20 +78,20 @@ class Choice:
     Attributes:
         paths: paths that may be taken.
         stream_weights: whether weights may be streamed.
-        weights_streamed: share that is streamed, where that is settled.
         most_recomputed: largest share of the cached tokens that may be kept as X.
         fixed: shares that are given, by path.
         tied: whether all layers have the same split, as the runtime needs it.
         all_later: whether later tokens must all be on the device.
+        weights_streamed: share of the weights that is streamed, where that is settled.
     """
 
     paths: tuple[str, ...] = PATHS
     stream_weights: bool = True
-    weights_streamed: float | None = None
     most_recomputed: float = 1.0
     fixed: Mapping[str, float] = field(default_factory=dict)
     tied: bool = False
     all_later: bool = False
+    weights_streamed: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.runtime.fused import attend_all, attend_visible, is_fused
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -66,6 +68,7 @@ def attend(
     value_NHKD: Tensor,
     scoring: Scoring,
     visible: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Partial:
     """Attend each of N groups of queries to its own keys.
 
@@ -75,7 +78,16 @@ def attend(
         value_NHKD: values.
         scoring: scale, soft cap. (A window must be part of ``visible``.)
         visible: bool, broadcastable to ``[N, H, G, K]``; None when every key is visible.
+        bias: the same as ``fused.visible_bias`` has it, if the caller has made that.
     """
+    if scoring.softcap is None and is_fused(query_NHGD):
+        if visible is None:
+            return Partial(*attend_all(query_NHGD, key_NHKD, value_NHKD, scoring.scale))
+        if bias is not None:
+            size = (*query_NHGD.shape[:3], key_NHKD.shape[2])
+            return Partial(
+                *attend_visible(query_NHGD, key_NHKD, value_NHKD, scoring.scale, bias.expand(size))
+            )
     groups, heads, grouped, width = query_NHGD.shape
     keys = key_NHKD.shape[2]
     scores = _bmm_float32(

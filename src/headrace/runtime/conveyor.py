@@ -183,7 +183,8 @@ class Conveyor:
         ahead = self._queue.popleft()
         self._current = _Loads(self._step, now, ahead.base, turn)
         turn += now.program.num_layers
-        if after is not None and _brings_the_same(ahead, after):
+        # Not just the same pages: this step may fill pages that rows which ended have left.
+        if after is not None and ahead.source.granules is after.granules:
             self._queue.append(_Loads(self._step + 1, after, ahead.base, turn, events=ahead.events))
             self._next_base = ahead.base + len(after.program.loads)
             return

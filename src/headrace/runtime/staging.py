@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,10 @@ from headrace.runtime.lanes import Backend, Event
 
 POISON = 3.0e3
 """What a poisoned buffer holds: finite, and far from any real key, value or activation."""
+
+
+_VIEWS_KEPT = 1024
+"""Views of slots: made once for all layers and steps that stage granules of a size."""
 
 
 class StagingRing:
@@ -38,6 +43,7 @@ class StagingRing:
         self._backend = backend
         self._buffer = backend.device_buffer((slots, elements), dtype)
         self._readers: list[Event | None] = [None] * slots
+        self._views: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         self._poison = poison
         if poison:
             self._buffer.fill_(POISON)
@@ -54,14 +60,17 @@ class StagingRing:
 
     def views(self, slot: int, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
         """Return contiguous tensors of these shapes that lie one after the other in a slot."""
-        flat, views, offset = self._buffer[slot], [], 0
-        for shape in shapes:
-            count = 1
-            for extent in shape:
-                count *= extent
-            views.append(flat[offset : offset + count].view(tuple(shape)))
-            offset += count
-        return tuple(views)
+        key = (slot, *map(tuple, shapes))
+        if key not in self._views:
+            flat, views, offset = self._buffer[slot], [], 0
+            for shape in shapes:
+                count = math.prod(shape)
+                views.append(flat[offset : offset + count].view(tuple(shape)))
+                offset += count
+            if len(self._views) >= _VIEWS_KEPT:
+                self._views.clear()
+            self._views[key] = tuple(views)
+        return self._views[key]
 
     def reader_done(self, slot: int) -> Event | None:
         """Return the event of the last reading of a slot, or None if it was never read."""
