@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.errors import HeadraceError, MemoryBudgetError
@@ -18,6 +20,9 @@ _REGISTER_PORTABLE = 1
 _REGISTER_MAPPED = 2
 _WAIT_UNTIL_REACHED = 0
 """CU_STREAM_WAIT_VALUE_GEQ"""
+
+_GLANCE_S = 1e-5
+_PATIENCE_S = 120.0
 
 
 class CudaEvent(Event):
@@ -79,6 +84,39 @@ class CudaFlag(Flag):
             )
 
 
+class CudaSignal(Event):
+    """A moment of a stream, which a thread sees by looking at memory, without calling the driver.
+
+    The driver may be busy just then: a kernel that is used for the first time is loaded, which can
+    wait for all that is under way, and that may wait for the very thread.
+
+    Args:
+        value: the number that the stream writes.
+        number: what it is then.
+        now_s: tells the time.
+    """
+
+    def __init__(self, value: NDArray[np.int32], number: int, now_s: Callable[[], float]) -> None:
+        self._value = value
+        self._number = number
+        self._now_s = now_s
+        self._seen_s = 0.0
+
+    def wait_on_host(self) -> None:
+        """Look until the number is there."""
+        start_s = self._now_s()
+        while self._value[0] < self._number:
+            if self._now_s() - start_s > _PATIENCE_S:
+                raise HeadraceError(f"the device made no queries within {_PATIENCE_S} s")
+            time.sleep(_GLANCE_S)
+        self._seen_s = self._now_s()
+
+    def times_s(self) -> tuple[float, float]:
+        """Return when the number was seen."""
+        self.wait_on_host()
+        return self._seen_s, self._seen_s
+
+
 class _MappedMemory:
     """Registered host memory, as something that torch takes for memory of the device.
 
@@ -105,11 +143,13 @@ class CudaBackend(Backend):
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.origin = Origin.MEASURED
-        self._index = torch.cuda.current_device() if device.index is None else device.index
+        self._index = torch.empty(0, device=device).get_device()
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         self._last: dict[tuple[Lane, ...], tuple[Lane, torch.cuda.Event]] = {}
         self._registered: list[Tensor] = []
         self._driver = ctypes.CDLL("libcuda.so.1")
+        self._signal: Tensor | None = None
+        self._signals = 0
         self._current: tuple[int, torch.cuda.Stream] | None = None
         self._epoch = torch.cuda.Event(enable_timing=True)
         self._epoch.record(torch.cuda.current_stream(device))
@@ -136,7 +176,7 @@ class CudaBackend(Backend):
         return CudaEvent(done, started, self._epoch)
 
     def _copy(self, copy: Copy, stream: int, to_device: bool) -> None:
-        """Enqueue a copy by the driver itself: torch's own takes several times as long to launch."""
+        """Enqueue a copy by the driver itself: torch's takes several times as long to launch."""
         destination, source = copy.destination.data_ptr(), copy.source.data_ptr()
         start = (
             self._driver.cuMemcpyHtoDAsync_v2 if to_device else self._driver.cuMemcpyDtoHAsync_v2
@@ -220,6 +260,26 @@ class CudaBackend(Backend):
         for buffer in self._registered:
             torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
         self._registered = []
+
+    def host_marks(self, stored: Event | None) -> list[Event]:
+        """Let the current stream, after the store, write a number that a thread can see."""
+        if stored is not None:
+            self.wait(stored)
+        if self._signal is None:
+            self._signal = self.host_buffer((1,), torch.int32)
+        self._signals += 1
+        status = self._driver.cuStreamWriteValue32_v2(
+            ctypes.c_void_p(self._compute.cuda_stream),
+            ctypes.c_uint64(self._signal.data_ptr()),
+            ctypes.c_uint32(self._signals),
+            0,
+        )
+        if status != 0:
+            raise HeadraceError(
+                f"the device cannot tell the host (cuStreamWriteValue32: error {status}); use a "
+                "policy other than 'host', or host_fraction=0"
+            )
+        return [CudaSignal(self._signal.numpy(), self._signals, self.now_s)]
 
     @property
     def _compute(self) -> torch.cuda.Stream:

@@ -125,7 +125,7 @@ class HostLane:
         # An element-wise kernel, not a copy: copies would queue behind the lanes' transfers.
         torch.mul(query.reshape(-1), 1, out=flat)
         self._number += 1
-        after = [self._backend.mark(), *([] if stored is None else [stored])]
+        after = self._backend.host_marks(stored)
         event = HostEvent()
         self._jobs.put(
             _Job(

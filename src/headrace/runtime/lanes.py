@@ -142,6 +142,14 @@ class Backend(ABC):
     def flag(self) -> Flag:
         """Return a flag at 0."""
 
+    def host_marks(self, stored: Event | None) -> list[Event]:
+        """Return events, of all compute called so far, that a thread of the host may wait for.
+
+        Args:
+            stored: the end of a store that must have happened too, or None.
+        """
+        return [self.mark()] if stored is None else [self.mark(), stored]
+
     @abstractmethod
     def now_s(self) -> float:
         """Return the time on the host, in seconds since the backend's epoch."""
