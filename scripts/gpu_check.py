@@ -11,6 +11,7 @@ from all JSON files in the directory, so that several short visits add up.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import sys
@@ -390,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed.append(name)
             continue
         finally:
+            gc.collect()
             torch.cuda.empty_cache()
         where = environment()
         where["commit"] = args.commit or where["commit"]

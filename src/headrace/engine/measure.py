@@ -90,8 +90,8 @@ class MeasureOptions:
 
     Attributes:
         rounds: how often each policy takes its turn.
-        steps_per_round: steps of a turn that count.
-        warmup_steps: steps of each turn before them, at least 1.
+        steps_per_round: steps of a turn that are timed, and after them as many that are recorded.
+        warmup_steps: steps before either, at least 1.
         gpu_memory: budget of device memory, or None.
         host_memory: budget of host memory of each cache, or None.
         one_at_a_time: open a policy's cache only for its own rounds, where host memory does not
@@ -110,7 +110,7 @@ class MeasureOptions:
     @property
     def all_steps(self) -> int:
         """Steps that a cache goes through."""
-        return 1 + self.rounds * (self.warmup_steps + self.steps_per_round)
+        return 1 + 2 * self.rounds * (self.warmup_steps + self.steps_per_round)
 
 
 def measure_policies(
@@ -141,7 +141,7 @@ def measure_policies(
         for policy in policies
     ]
     try:
-        with calm_collector():
+        with calm_collector(tidy=True):
             if options.one_at_a_time:
                 _run_in_turn(runs, options, progress)
             else:
@@ -237,12 +237,18 @@ class _PolicyRun:
         return time.perf_counter() - start_s
 
     def take_turn(self) -> None:
-        """Take a turn of steps; the first ones do not count."""
-        cache = self._opened
-        cache.trace()
-        for _ in range(self._options.warmup_steps):
+        """Take a turn of steps: first those that are timed, then as many that are recorded.
+
+        Recording costs time, most of all where launching limits a step. The first ones of either
+        do not count.
+        """
+        cache, options = self._opened, self._options
+        for _ in range(options.warmup_steps):
             self._step()
-        self._steps_s += [self._step() for _ in range(self._options.steps_per_round)]
+        self._steps_s += [self._step() for _ in range(options.steps_per_round)]
+        cache.trace()
+        for _ in range(options.warmup_steps + options.steps_per_round):
+            self._step()
         timeline = cache.timeline(self._label)
         predicted = cache.predicted_timeline(self._label)
         assert predicted is not None

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from headrace.runtime.lanes import Backend
 from headrace.runtime.weights import StreamedWeights, Unit
 
 _USUAL_SLOTS = 2
+_ATTRIBUTE = "_headrace_placed_weights"
 
 
 class PlacedWeights:
@@ -47,7 +47,7 @@ class PlacedWeights:
     ) -> None:
         if not 0.0 <= share <= 1.0:
             raise ConfigurationError(f"share is {share}; allowed are fractions from 0 to 1")
-        if model in _placed:
+        if placed_weights(model) is not None:
             raise ConfigurationError("the model's weights are placed already; release them first")
         layers = decoder_layers(model)
         units = _units_by_layer(layers)
@@ -61,7 +61,8 @@ class PlacedWeights:
         self._hooks = [
             hook for number in range(len(layers)) for hook in self._watch(layers, number)
         ]
-        _placed[model] = self
+        # On the model itself, so that the two of them end together.
+        object.__setattr__(model, _ATTRIBUTE, self)
 
     def _watch(self, layers: nn.ModuleList, number: int) -> Iterator[Any]:
         """Bring a layer's weights when it is called, and let their slot go when it has ended."""
@@ -85,20 +86,21 @@ class PlacedWeights:
             self.streamed.done(layer)
 
     def release(self) -> None:
-        """Take the hooks away and bring all weights to the device."""
+        """Take the hooks away and bring all weights to the device; may be called again."""
+        if placed_weights(self._model) is None:
+            return
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         self.streamed.release()
-        _placed.pop(self._model, None)
-
-
-_placed: WeakKeyDictionary[nn.Module, PlacedWeights] = WeakKeyDictionary()
+        object.__delattr__(self._model, _ATTRIBUTE)
 
 
 def placed_weights(model: nn.Module) -> PlacedWeights | None:
     """Return how a model's weights were placed, or None if they are all on its device."""
-    return _placed.get(model)
+    placed = getattr(model, _ATTRIBUTE, None)
+    assert placed is None or isinstance(placed, PlacedWeights)
+    return placed
 
 
 def device_bytes(model: nn.Module, device: torch.device) -> int:

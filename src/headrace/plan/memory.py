@@ -82,11 +82,12 @@ def hidden_bytes_per_token(shape: ModelShape) -> int:
     """Return the bytes of a token's intermediate results in a layer, at their peak.
 
     The residual; X, keys and values, which are held until they are stored; another normed input;
-    and queries and the attention's output, or the feed-forward block's inner results.
+    what attention reorders; and queries and the attention's output, or the feed-forward block's
+    inner results.
     """
     width = shape.num_heads * max_head_dim(shape)
     d_kv = max(group.shape.d_kv for group in shape.all_groups)
-    held = 3 * shape.d_model + 2 * d_kv
+    held = 5 * shape.d_model + 2 * d_kv
     feed_forward = (3 if shape.gated_ff else 2) * shape.d_ff
     return shape.dtype_bytes * (held + max(2 * width, feed_forward))
 
