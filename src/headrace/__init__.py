@@ -8,24 +8,31 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headrace.engine.llm import LLM
+    from headrace.engine.completion import Completed, Request
+    from headrace.engine.llm import LLM, StreamedText
     from headrace.engine.request import SamplingParams
     from headrace.errors import HeadraceError
     from headrace.hf.cache import HostCache
 
 __all__ = [
+    "Completed",
     "HeadraceError",
     "HostCache",
     "LLM",
+    "Request",
     "SamplingParams",
+    "StreamedText",
     "__version__",
 ]
 
 _HOME_OF = {
+    "Completed": "headrace.engine.completion",
     "HeadraceError": "headrace.errors",
     "HostCache": "headrace.hf.cache",
     "LLM": "headrace.engine.llm",
+    "Request": "headrace.engine.completion",
     "SamplingParams": "headrace.engine.request",
+    "StreamedText": "headrace.engine.llm",
 }
 
 try:

@@ -235,7 +235,7 @@ def test_a_workload_is_measured_and_summed_up(pretended, capsys, tmp_path, monke
     assert gpu_check.main(["--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     for policy in workload.policies:
-        assert f"{policy}: prompts and 11 steps" in shown
+        assert f"{policy}: prompts and 21 steps" in shown
     data = json.loads((tmp_path / "small.json").read_text())
     assert [one["policy"] for one in data["policies"]] == list(workload.policies)
     assert data["workload"]["rows"] == 2

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headrace.engine.request import RequestOutput
     from headrace.engine.stats import GenerationStats
     from headrace.hardware.profile import HardwareProfile
+    from headrace.hf.planning import CacheOptions
 
 POLICIES = ("auto", "resident", "stream", "kvpr", "recompute", "host")
 
@@ -160,7 +161,24 @@ def load(args: argparse.Namespace, progress: output.Progress) -> LoadedModel:
 
     quiet_libraries()
     progress(f"loading {args.model}")
-    return load_model(args.model, device=machine.device(args), dtype=args.dtype)
+    return load_model(
+        args.model,
+        device=machine.device(args),
+        dtype=args.dtype,
+        options=_budgets(args),
+        emulate=args.emulate,
+    )
+
+
+def _budgets(args: argparse.Namespace) -> CacheOptions | None:
+    """Return the budgets within which a model is loaded; None where a command has no such."""
+    from headrace.hf.planning import CacheOptions
+
+    if not hasattr(args, "gpu_memory"):
+        return None
+    gpu, host = machine.gpu_memory_bytes(args), machine.host_memory_bytes(args)
+    policy = getattr(args, "policy", None) or "auto"
+    return CacheOptions.checked(policy, gpu, host, None, None, None, poison=False)
 
 
 def profile_of(

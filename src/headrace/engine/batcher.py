@@ -144,6 +144,11 @@ class Batcher:
         return taken < 2 * self._max_rows
 
     @property
+    def opened(self) -> bool:
+        """Whether there is a cache: not before the first step, nor if none fits the budgets."""
+        return self._cache is not None
+
+    @property
     def decoding(self) -> int:
         """Rows that decode."""
         return self._decoding
@@ -182,12 +187,14 @@ class Batcher:
     def step(self) -> Step:
         """Run one forward over some rows, and return what it did.
 
-        Raises:
-            MemoryBudgetError: the requests do not fit the budgets, however few at once.
+        A request that does not fit the budgets even by itself ends with its job's ``error``.
         """
         if not self.has_work:
             return Step([], 0)
-        self._admit(self.cache)
+        try:
+            self._admit(self.cache)
+        except MemoryBudgetError as error:
+            return Step(self._fail_longest(error), 0)
         if not self._samples:
             # Who waits needs more rows at once than the cache was opened for.
             self.close()
@@ -377,11 +384,19 @@ class Batcher:
             last.cached = 0
             self._waiting.appendleft(last)
             return []
-        last.job.error = error
-        for row in last.job.rows:
+        return self._fail(last, error)
+
+    def _fail_longest(self, error: MemoryBudgetError) -> list[Update]:
+        """Let the longest of those who wait fail: not even one row of the usual length fits."""
+        longest = max(self._waiting, key=lambda sample: sample.end * len(sample.indices))
+        return self._fail(longest, error)
+
+    def _fail(self, sample: Sample, error: MemoryBudgetError) -> list[Update]:
+        sample.job.error = error
+        for row in sample.job.rows:
             row.cancel()
-        self._waiting = deque(sample for sample in self._waiting if not sample.finished)
-        return [Update(last.job, index, "", True) for index in last.indices]
+        self._waiting = deque(one for one in self._waiting if not one.finished)
+        return [Update(sample.job, index, "", True) for index in sample.indices]
 
     def close(self) -> None:
         """Give back all memory; requests under way are left as they are."""

@@ -143,11 +143,10 @@ class LLM:
         requests = self._requests(prompts, params)
         batcher = self._new_batcher()
         jobs = [self._add(batcher, request) for request in requests]
-        for _ in self._steps(batcher):
-            pass
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
+        for step in self._steps(batcher):
+            for update in step.updates:
+                if update.job.error is not None:
+                    raise update.job.error
         return [self._output(request, job) for request, job in zip(requests, jobs, strict=True)]
 
     def stream(
@@ -266,7 +265,7 @@ class LLM:
                     yield step
                     if refill is not None:
                         refill()
-                if watch.first_s:
+                if watch.first_s and batcher.opened:
                     self._note(batcher, watch)
         finally:
             batcher.close()

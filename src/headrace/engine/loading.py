@@ -90,6 +90,7 @@ def load_model(
     dtype: str | None = None,
     options: CacheOptions | None = None,
     workload: Workload | None = None,
+    emulate: str | None = None,
 ) -> LoadedModel:
     """Load a model by name.
 
@@ -100,6 +101,7 @@ def load_model(
         options: budgets; what of the model does not fit stays on the host, and is streamed. None:
             all of it goes to the device.
         workload: the rows that there will be at once; None: a few of a usual length.
+        emulate: a published machine that is emulated, or None.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -109,7 +111,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
         config = AutoConfig.from_pretrained(where)
-        placing = _placing(config, element, target, options, workload)
+        placing = _placing(config, element, target, options, workload, emulate)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=element)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "" if Path(where).is_dir() else f"; {_ALLOWED}"
@@ -119,8 +121,7 @@ def load_model(
     model.eval()
     if placing is None or placing.share == 0:
         return LoadedModel(name, model.to(target), tokenizer)
-    assert options is not None
-    PlacedWeights(model, open_backend(target, options.profile), placing.share)
+    PlacedWeights(model, open_backend(target, placing.profile), placing.share)
     return LoadedModel(name, model, tokenizer)
 
 
@@ -130,6 +131,7 @@ def _placing(
     target: torch.device,
     options: CacheOptions | None,
     workload: Workload | None,
+    emulate: str | None,
 ) -> Placing | None:
     """Return where the weights of a model of this configuration go; None for all to the device."""
     if options is None:
@@ -138,7 +140,7 @@ def _placing(
     dtype = element if isinstance(element, torch.dtype) else saved
     limit = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 4096))
     usual = Workload(_USUAL_ROWS, max(1, min(_USUAL_PROMPT, limit // 2)), _USUAL_NEW_TOKENS)
-    return choose_placing(config, dtype, target, options, workload or usual)
+    return choose_placing(config, dtype, target, options, workload or usual, emulate)
 
 
 def _locate(name: str) -> str:

@@ -50,6 +50,7 @@ def choose_placing(
     device: torch.device,
     options: CacheOptions,
     workload: Workload,
+    emulate: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Placing:
     """Return where a model's weights are best kept for some work.
@@ -60,6 +61,7 @@ def choose_placing(
         device: where it runs.
         options: budgets, policy, machine.
         workload: the rows that there will be at once.
+        emulate: a published machine that is emulated, or None.
         progress: is called with a line of text for each figure that is measured.
 
     Raises:
@@ -71,7 +73,8 @@ def choose_placing(
         return Placing(0.0, None, options.profile)
     profile = options.profile
     if profile is None:
-        profile = machine_profile(small_model(config, device, dtype), progress=progress)
+        small = small_model(config, device, dtype)
+        profile = machine_profile(small, emulate=emulate, progress=progress)
     reasons: tuple[str, ...] = ()
     for lighter in _lighter(workload):
         plan = make_plan(
@@ -85,9 +88,11 @@ def choose_placing(
         if plan.feasible:
             return Placing(plan.weights_streamed, plan, profile)
         reasons = tuple(plan.reasons[:1])
+    allowed = "the device has" if options.gpu_memory_bytes is None else "gpu_memory is"
     raise MemoryBudgetError(
-        f"{shape.name} does not fit {format_bytes(int(budget))} of device memory and "
-        f"{format_bytes(_host_budget(options))} of host memory: {'; '.join(reasons)}"
+        f"the model does not fit, even with all of its layers' weights on the host ({allowed} "
+        f"{format_bytes(int(budget))}, the host {format_bytes(_host_budget(options))}): "
+        f"{'; '.join(reasons)}"
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from headrace.errors import ConfigurationError, MemoryBudgetError
 from headrace.hardware.catalog import resolve
+from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attachment import Attachment
 from headrace.hf.machine import machine_profile
@@ -185,10 +186,19 @@ def plan_cache(
         },
         resident_pages=resident_pages,
         host_share=host_share,
-        host_memory_bytes=options.host_memory_bytes,
+        host_memory_bytes=_left_on_host(attachment, options),
         poison=options.poison,
     )
     return CachePlan(settings, plan, profile, tuple(notes))
+
+
+def _left_on_host(attachment: Attachment, options: CacheOptions) -> int:
+    """Return the host memory that the cache may take: what is free, and weights have left of it."""
+    free = available_host_memory_bytes()
+    if options.host_memory_bytes is None:
+        return free
+    weights = 0 if attachment.placed is None else attachment.placed.streamed.host_bytes
+    return max(0, min(free, options.host_memory_bytes - weights))
 
 
 def _uncounted_bytes(

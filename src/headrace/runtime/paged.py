@@ -521,7 +521,8 @@ class PagedCache:
                 if asked > limit:
                     raise MemoryBudgetError(
                         f"the cache needs {format_bytes(asked)} of host memory, but host_memory "
-                        f"allows {format_bytes(limit)}; allow more, or use fewer rows or tokens"
+                        f"allows, or the host has free, {format_bytes(limit)}; allow more, or use "
+                        "fewer rows or tokens"
                     )
             self._store.grow(kind, added)
             pool.grow(pool.capacity + added)

@@ -125,7 +125,7 @@ def test_one_at_a_time_makes_the_same_tokens(model, batch, emulated, caches):
     lines = []
     in_turn = measured_with(model, batch, emulated, policies, alone, progress=lines.append)
     assert most == [1]
-    assert lines == [f"{policy}: prompts and 7 steps" for policy in policies]
+    assert lines == [f"{policy}: prompts and 13 steps" for policy in policies]
     for one, other in zip(alternating, in_turn, strict=True):
         assert one.token_ids == other.token_ids
         assert one.link_bytes == other.link_bytes
@@ -139,11 +139,12 @@ def test_steps_that_count_are_those_after_the_warm_up(model, batch, emulated, mo
     monkeypatch.setattr(measure, "time", clock)
     options = MeasureOptions(rounds=2, steps_per_round=3, warmup_steps=2)
     (one,) = measured_with(model, batch, emulated, ("stream",), options)
-    # Step 1 follows the prompt; of each turn of five the first two do not count.
-    counted = [0.1 * number for number in (4, 5, 6, 9, 10, 11)]
+    # Step 1 follows the prompt; a turn is of five that are timed, of which the first two do not
+    # count, and five that are recorded.
+    counted = [0.1 * number for number in (4, 5, 6, 14, 15, 16)]
     assert one.step_s == pytest.approx(statistics.median(counted))
     assert one.step_s_range == pytest.approx((counted[0], counted[-1]))
-    assert len(one.token_ids[0]) == options.all_steps + 1 == 12
+    assert len(one.token_ids[0]) == options.all_steps + 1 == 22
 
 
 def test_predictions_and_bounds_are_of_the_steps_that_count(model, batch, emulated, monkeypatch):
@@ -250,5 +251,5 @@ def test_without_loads_there_is_no_rate():
 
 
 def test_options_count_all_steps():
-    assert MeasureOptions().all_steps == 1 + 3 * (1 + 3)
-    assert MeasureOptions(2, 5, 4).all_steps == 1 + 2 * (4 + 5)
+    assert MeasureOptions().all_steps == 1 + 2 * 3 * (1 + 3)
+    assert MeasureOptions(2, 5, 4).all_steps == 1 + 2 * 2 * (4 + 5)
