@@ -54,7 +54,7 @@ def test_policies_are_measured_side_by_side(measured):
     assert measured.returncode == 0
     data = json.loads(measured.stdout)
     assert data["model"] == "demo"
-    assert data["workload"] == {"rows": 2, "prompt_len": 64}
+    assert data["workload"] == {"rows": 2, "prompt_len": 64, "weights_on_host": 0.0}
     stream, recompute = data["policies"]
     assert (stream["policy"], recompute["policy"]) == ("stream", "recompute")
     for one in (stream, recompute):
@@ -66,6 +66,19 @@ def test_policies_are_measured_side_by_side(measured):
     assert stream["speedup_over_stream"] == 1
     assert recompute["speedup_over_stream"] == stream["step_s"] / recompute["step_s"]
     assert "round 1 of 1: recompute" in measured.stderr
+
+
+def test_column_by_column_and_row_by_row_with_streamed_weights(stored_profile, capsys):
+    words = ("--weights-on-host", "1", "--batches", "1,2", "--policies", "stream")
+    done = run_here(capsys, "bench", "demo", *SMALL[:10], *words, "--json", "--quiet")
+    assert done.returncode == 0
+    data = json.loads(done.stdout)
+    assert data["workload"]["weights_on_host"] == 1.0
+    column, row = data["policies"]
+    assert (column["batches"], row["batches"]) == (1, 2)
+    # Row-by-row, each batch brings the weights in anew; the cache comes once either way.
+    assert 1.2 < row["link_bytes_per_step"] / column["link_bytes_per_step"] <= 2
+    assert row["predicted_step_s"] > column["predicted_step_s"]
 
 
 def test_an_emulated_link_and_the_machine_are_said(measured):
@@ -133,11 +146,14 @@ def test_a_published_shape_gets_random_weights_and_on_a_cpu_few_layers(
     [
         (("demo", "--rows", "0"), ["--rows is 0", "1 up"]),
         (("demo", "--steps", "-1"), ["--steps is -1", "1 up"]),
+        (("demo", "--batches", "1,0"), ["--batches is '1,0'", "1 to --rows"]),
+        (("demo", "--batches", "9"), ["--batches is '9'", "1 to --rows (8)"]),
+        (("demo", "--prompt", "64", "--weights-on-host", "1.5"), ["share is 1.5", "0 to 1"]),
         (("demo", "--layers", "0"), ["published shapes", "'demo'"]),
         (("demo", "--dummy-weights"), ["published shapes", "'demo'"]),
         (("opt-6.7b", "--layers", "0"), ["layers is 0", "1 to 32"]),
         (("opt-6.7b", "--layers", "33"), ["layers is 33", "1 to 32"]),
-        (("demo", "--prompt", "1020"), ["--prompt is 1020", "prompts of up to 1011 tokens"]),
+        (("demo", "--prompt", "1020"), ["--prompt is 1020", "prompts of up to 999 tokens"]),
         (("demo", *SMALL, "--policies", "stream,fast"), ["'fast'", "recompute"]),
         (("demo", *SMALL, "--host-memory", "16KiB"), ["16.0 KiB", "more host memory"]),
         (("demo", *SMALL, "--gpu-memory", "much"), ["--gpu-memory is 'much'"]),

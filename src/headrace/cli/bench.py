@@ -24,6 +24,9 @@ from headrace.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from headrace.cli.parser import Options
+    from headrace.engine.loading import LoadedModel
+    from headrace.hardware.profile import HardwareProfile
+    from headrace.hf.weights import PlacedWeights
 
 EMULATED = "a100-40gb-pcie4"
 POLICIES = ("stream", "kvpr", "recompute")
@@ -87,10 +90,62 @@ def _add_measuring(parser: Options) -> None:
         f"{bench_host_attention.ROUNDS})",
     )
     parser.add_argument("--steps", type=int, default=3, help="steps of a turn (default: 3)")
+    parser.add_argument(
+        "--batches",
+        metavar="A,B",
+        default="1",
+        help="batches in which the rows are worked on: 1 (column-by-column), or several that go "
+        "through the model one after the other (row-by-row); several numbers to compare "
+        "(default: 1)",
+    )
+    parser.add_argument(
+        "--weights-on-host",
+        metavar="SHARE",
+        type=float,
+        help="share of the layers' weights, 0 to 1, that stays on the host and is streamed "
+        "(default: what does not fit --gpu-memory)",
+    )
     parser.add_argument("--timeline", metavar="FILE.html", help="write a page of what ran when")
     machine.add_device(parser)
     machine.add_memory(parser)
     machine.add_dtype(parser)
+
+
+def _batches(args: argparse.Namespace) -> tuple[int, ...]:
+    """Return the numbers of batches that are compared."""
+    words = args.batches.split(",")
+    numbers = [int(word) if word.isdecimal() else 0 for word in words]
+    if not all(1 <= number <= args.rows for number in numbers):
+        raise ConfigurationError(
+            f"--batches is {args.batches!r}; allowed are numbers from 1 to --rows ({args.rows}), "
+            "with commas between them"
+        )
+    return tuple(numbers)
+
+
+def _place(
+    args: argparse.Namespace, loaded: LoadedModel, profile: HardwareProfile
+) -> PlacedWeights | None:
+    """Bring the share of a model's weights to the host that is asked for, or does not fit."""
+    from headrace.hf.attached_cache import open_backend
+    from headrace.hf.placing import choose_placing
+    from headrace.hf.planning import CacheOptions
+    from headrace.hf.weights import PlacedWeights, placed_weights
+    from headrace.plan.workload import Workload
+
+    placed = placed_weights(loaded.model)
+    if placed is not None:
+        return placed
+    share, parameter = args.weights_on_host, next(loaded.model.parameters())
+    if share is None:
+        gpu, host = machine.gpu_memory_bytes(args), machine.host_memory_bytes(args)
+        options = CacheOptions.checked("auto", gpu, host, None, None, profile, poison=False)
+        work = Workload(args.rows, args.prompt, 16)
+        config: Any = loaded.model.config
+        share = choose_placing(config, parameter.dtype, parameter.device, options, work).share
+    if share == 0:
+        return None
+    return PlacedWeights(loaded.model, open_backend(parameter.device, profile), share)
 
 
 def _refuse(args: argparse.Namespace, options: Parser, reason: str, *kept: str) -> None:
@@ -151,7 +206,7 @@ def _measure(args: argparse.Namespace) -> int:
     import torch
 
     from headrace.engine.environment import environment
-    from headrace.engine.loading import LoadedModel, dummy_model, resolve_device
+    from headrace.engine.loading import dummy_model, resolve_device
     from headrace.engine.measure import MeasureOptions, measure_policies
     from headrace.model.published import published_names
 
@@ -168,12 +223,13 @@ def _measure(args: argparse.Namespace) -> int:
         args.steps,
         gpu_memory=machine.gpu_memory_bytes(args),
         host_memory=machine.host_memory_bytes(args),
+        batches=_batches(args),
     )
     with output.Progress(args) as progress:
         if args.model in published_names():
             progress(f"making {args.model} with random weights")
             layers = args.layers if args.layers is not None or not on_cpu else 2
-            loaded: LoadedModel = dummy_model(
+            loaded = dummy_model(
                 args.model,
                 layers=layers,
                 device=machine.device(args),
@@ -188,6 +244,7 @@ def _measure(args: argparse.Namespace) -> int:
             loaded = generate.load(args, progress)
         generate.check_room(loaded, args.prompt, options.all_steps)
         profile = generate.profile_of(args, loaded, progress)
+        placed = _place(args, loaded, profile)
         vocab = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, vocab, (args.rows, args.prompt), generator=generator)
@@ -204,7 +261,11 @@ def _measure(args: argparse.Namespace) -> int:
     data = {
         "schema_version": 1,
         "model": loaded.name,
-        "workload": {"rows": args.rows, "prompt_len": args.prompt},
+        "workload": {
+            "rows": args.rows,
+            "prompt_len": args.prompt,
+            "weights_on_host": 0.0 if placed is None else placed.share,
+        },
         "machine": machine_words(profile),
         "environment": environment(),
         **comparison_json(measured),

@@ -31,7 +31,7 @@ def comparison_table(measured: list[PolicyMeasurement]) -> str:
     """Return a table of policies; ``speed`` is how many times as fast as ``stream``."""
     rows = [
         (
-            one.policy,
+            one.policy if one.batches == 1 else f"{one.policy}, {one.batches} batches",
             f"{one.resident_fraction:.0%}",
             f"{one.recompute_fraction:.0%}",
             _milliseconds(one.step_s),
@@ -86,6 +86,7 @@ def comparison_json(measured: list[PolicyMeasurement]) -> dict[str, Any]:
         "policies": [
             {
                 "policy": one.policy,
+                "batches": one.batches,
                 "origin": one.origin.value,
                 "recompute_fraction": one.recompute_fraction,
                 "resident_fraction": one.resident_fraction,
@@ -144,6 +145,7 @@ def write_page(
         table=[
             {
                 "policy": one.policy,
+                "batches": one.batches,
                 "step, measured": format_seconds(one.step_s),
                 "step, predicted": format_seconds(one.predicted_step_s),
                 "link bytes a step": format_bytes(one.link_bytes),

@@ -30,6 +30,7 @@ class PolicyMeasurement:
 
     Attributes:
         policy: the policy.
+        batches: forwards of a step: 1 for column-by-column, several for row-by-row.
         origin: measured, or emulated when the link was slowed down on purpose.
         recompute_fraction: share of the prompts that is kept as X.
         resident_fraction: share of the prompts whose K/V stay on the device.
@@ -53,6 +54,7 @@ class PolicyMeasurement:
     """
 
     policy: str
+    batches: int
     origin: Origin
     recompute_fraction: float
     resident_fraction: float
@@ -96,7 +98,8 @@ class MeasureOptions:
         host_memory: budget of host memory of each cache, or None.
         one_at_a_time: open a policy's cache only for its own rounds, where host memory does not
             hold all caches at once; rounds then do not alternate.
-        batches: forwards of a step: 1 for column-by-column, several for row-by-row.
+        batches: for each way to measure, the forwards of a step: 1 for column-by-column, several
+            for row-by-row.
     """
 
     rounds: int = 3
@@ -105,7 +108,7 @@ class MeasureOptions:
     gpu_memory: str | int | None = None
     host_memory: str | int | None = None
     one_at_a_time: bool = False
-    batches: int = 1
+    batches: tuple[int, ...] = (1,)
 
     @property
     def all_steps(self) -> int:
@@ -137,8 +140,9 @@ def measure_policies(
         progress: is called with a line of text now and then.
     """
     runs = [
-        _PolicyRun(model, ids, mask, profile, policy, options, f"{label}, {policy}")
+        _PolicyRun(model, ids, mask, profile, policy, options, f"{label}, {policy}", batches)
         for policy in policies
+        for batches in options.batches
     ]
     try:
         with calm_collector(tidy=True):
@@ -191,8 +195,10 @@ class _PolicyRun:
         policy: str,
         options: MeasureOptions,
         label: str,
+        batches: int,
     ) -> None:
         self.policy = policy
+        self._batches = batches
         self._model = model
         self._inputs = ids, mask
         self._profile = profile
@@ -224,7 +230,7 @@ class _PolicyRun:
                 poison=False,
             ),
         )
-        self._batch = RowsBatch(*self._inputs, self._cache, self._options.batches)
+        self._batch = RowsBatch(*self._inputs, self._cache, self._batches)
         self._tokens = self._batch.prefill().argmax(dim=-1)
         self._made = [self._tokens.tolist()]
         self._step()
@@ -243,6 +249,7 @@ class _PolicyRun:
         do not count.
         """
         cache, options = self._opened, self._options
+        forwards = options.warmup_steps * self._batches
         for _ in range(options.warmup_steps):
             self._step()
         self._steps_s += [self._step() for _ in range(options.steps_per_round)]
@@ -252,16 +259,22 @@ class _PolicyRun:
         timeline = cache.timeline(self._label)
         predicted = cache.predicted_timeline(self._label)
         assert predicted is not None
-        self._predicted = without_first(predicted, self._options.warmup_steps)
-        first = self._options.warmup_steps
-        self._predicted_s += step_durations_s(predicted)[first:]
-        self._bounds_s += [
-            bound_s(program, self._profile, self._dtype)
-            for program in cache.paged.recorder.programs[first:]
-        ]
+        self._predicted = without_first(predicted, forwards)
+        self._predicted_s += self._by_step(step_durations_s(predicted)[forwards:])
+        self._bounds_s += self._by_step(
+            [
+                bound_s(program, self._profile, self._dtype)
+                for program in cache.paged.recorder.programs[forwards:]
+            ]
+        )
         cache.trace(False)
-        self._timeline, shares = _counted(timeline, self._options.warmup_steps)
+        self._timeline, shares = _counted(timeline, forwards)
         self._busy.append(shares)
+
+    def _by_step(self, of_forwards: Sequence[float]) -> list[float]:
+        """Return the sums over the forwards of each step."""
+        count = self._batches
+        return [sum(of_forwards[at : at + count]) for at in range(0, len(of_forwards), count)]
 
     def finish(self) -> None:
         """Note the result and close the cache."""
@@ -269,6 +282,7 @@ class _PolicyRun:
         links, devices, rates = zip(*self._busy, strict=True)
         self._result = PolicyMeasurement(
             policy=self.policy,
+            batches=self._batches,
             origin=cache.origin,
             recompute_fraction=cache.recompute_fraction,
             resident_fraction=cache.resident_fraction,
@@ -277,7 +291,7 @@ class _PolicyRun:
             step_s_range=(min(self._steps_s), max(self._steps_s)),
             predicted_step_s=statistics.median(self._predicted_s),
             bound_s=statistics.median(self._bounds_s),
-            link_bytes=cache.link_bytes_per_step,
+            link_bytes=self._batch.link_bytes,
             link_bytes_per_s=statistics.median(rates),
             link_busy=statistics.median(links),
             device_busy=statistics.median(devices),

@@ -39,6 +39,12 @@ class RowsBatch:
         self.forward_s: list[float] = []
         """Seconds of each step, up to when its logits were there: the prompts first."""
 
+    @property
+    def link_bytes(self) -> int:
+        """Bytes that a step brings to the device."""
+        paged = self._cache.paged
+        return sum(paged.decode_program(rows).link_bytes for rows in self._batches)
+
     def prefill(self) -> Tensor:
         """Run the prompts; return the logits of the next token, float32 ``[B, V]``."""
         start_s = time.perf_counter()
