@@ -78,7 +78,7 @@ def test_a_failed_audit_is_exit_code_1_and_said(capsys, monkeypatch):
     [
         (("--rows", "0"), ["--rows is 0", "1 up"]),
         (("--prompt", "0"), ["--prompt is 0", "1 up"]),
-        (("--prompt", "2000"), ["--prompt is 2000", "room for prompts of up to 1020 tokens"]),
+        (("--prompt", "2000"), ["--prompt is 2000", "room for prompts of up to 1017 tokens"]),
         (("--emulate", "h300"), ["'h300'", demo.EMULATED]),
         (("--timeline", "/no/such/page.html"), ["--timeline is '/no/such/page.html'"]),
         (("--dtype", "int8"), ["int8", "float32"]),

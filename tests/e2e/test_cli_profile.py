@@ -12,7 +12,7 @@ PLAN = ("plan", "demo", "--rows", "4", "--prompt", "128", "--generate", "16")
 @pytest.fixture(scope="module")
 def measured(headrace):
     """The first profile: measured, and stored."""
-    return headrace(*WORDS, "--json")
+    return headrace(*WORDS, "--force", "--json")
 
 
 def test_standard_output_holds_one_object_and_nothing_else(measured, cache):

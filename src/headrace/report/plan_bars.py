@@ -17,6 +17,7 @@ from headrace.report.plan_words import PATH_WORDS, seconds, share, shares, size,
 from headrace.report.svg_parts import fill_of, number, themed_patterns
 
 _LEAST_LABEL = 0.13
+_OF_A_LETTER = 0.02
 _SMALL = 0.015
 _FORWARD = Look("", "", "#a7adb8", "#6c7484", "dots")
 _SLOTS = Look("", "", "#8e7ca8", "#a594c4", "diagonal")
@@ -86,7 +87,7 @@ def bar(
             f'class="part" x="{_percent(at)}" width="{_percent(wide)}" height="100%" '
             f'fill="{fill_of(segment.look)}"/></g>'
         )
-        if wide >= _LEAST_LABEL:
+        if wide >= max(_LEAST_LABEL, _OF_A_LETTER * len(segment.text)):
             parts.append(
                 f'<text class="bar" x="{_percent(at + wide / 2)}" y="50%" dy=".36em" '
                 f'text-anchor="middle" fill="{segment.look.ink}">{escape(segment.text)}</text>'
