@@ -17,7 +17,9 @@ from headrace.report.plan_words import PATH_WORDS, seconds, share, shares, size,
 from headrace.report.svg_parts import fill_of, number, themed_patterns
 
 _LEAST_LABEL = 0.13
-_OF_A_LETTER = 0.02
+"""Part of a bar that a label needs, and what it needs for each of its letters: on a narrow page."""
+
+_OF_A_LETTER = 0.026
 _SMALL = 0.015
 _FORWARD = Look("", "", "#a7adb8", "#6c7484", "dots")
 _SLOTS = Look("", "", "#8e7ca8", "#a594c4", "diagonal")
