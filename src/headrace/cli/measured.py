@@ -31,7 +31,7 @@ def comparison_table(measured: list[PolicyMeasurement]) -> str:
     """Return a table of policies; ``speed`` is how many times as fast as ``stream``."""
     rows = [
         (
-            one.policy if one.batches == 1 else f"{one.policy}, {one.batches} batches",
+            _name(one),
             f"{one.resident_fraction:.0%}",
             f"{one.recompute_fraction:.0%}",
             _milliseconds(one.step_s),
@@ -59,15 +59,19 @@ def comparison_words(measured: list[PolicyMeasurement]) -> list[str]:
         return []
     best = min(on_host, key=lambda one: one.step_s)
     ratios = ", ".join(
-        f"{one.step_s / best.step_s:.2f} times as fast as {one.policy}"
+        f"{one.step_s / best.step_s:.2f} times as fast as {_name(one)}"
         for one in on_host
         if one is not best
     )
     worst = max(abs(one.prediction_error) for one in on_host)
     return [
-        f"{best.policy} is {ratios}. Its busier lane is busy {best.binding_busy:.1%} of the time.",
+        f"{_name(best)} is {ratios}. Its busier lane is busy {best.binding_busy:.1%} of the time.",
         f"The predictions are off by {worst:.1%} at most.",
     ]
+
+
+def _name(one: PolicyMeasurement) -> str:
+    return one.policy if one.batches == 1 else f"{one.policy}, {one.batches} batches"
 
 
 def _speed(one: PolicyMeasurement, measured: list[PolicyMeasurement]) -> str:

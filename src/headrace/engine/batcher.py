@@ -290,13 +290,15 @@ class Batcher:
     def _chosen(self) -> tuple[range, list[list[int]]]:
         """Return the rows of the next forward, and the tokens of each.
 
-        All that decode; or in turn, where prompts are under way, several whole ones if they fit,
-        else a part of the first.
+        All that decode; or where prompts are under way, in turn, and as long as they are more than
+        those that decode, several whole ones if they fit, else a part of the first.
         """
         first, limit = self._decoding, self._prefill_tokens
         assert limit is not None
         prompts = self._samples[first:]
-        if first and not (prompts and self._prompts_next):
+        # A decode step of few rows is hardly shorter than one of many.
+        prompts_turn = self._prompts_next or len(prompts) > first
+        if first and not (prompts and prompts_turn):
             return range(first), [sample.tokens[-1:] for sample in self._samples[:first]]
         if prompts[0].left > limit:
             cached = prompts[0].cached
