@@ -225,13 +225,15 @@ class Batcher:
             trunk = self._trunk_of(sample, cache)
             if trunk is not None and trunk.left and trunk in self._samples:
                 break
-            is_new = trunk is not None and trunk not in self._trunks
-            asked: Sample = trunk if is_new and trunk is not None else sample
-            if not self._has_room(cache, [one for one, _ in admitted], asked, trunk):
+            others = [one for one, _ in admitted]
+            if trunk is not None and trunk not in self._trunks:
+                # It goes through the model first; who begins with it waits until it has.
+                if self._has_room(cache, others, trunk, trunk):
+                    admitted.append((trunk, None))
                 break
-            admitted.append((asked, None if is_new else trunk))
-            if is_new:
+            if not self._has_room(cache, others, sample, trunk):
                 break
+            admitted.append((sample, trunk))
             self._waiting.popleft()
         # Prompts of like lengths go together, with little padding.
         admitted.sort(key=lambda entry: entry[0].left)

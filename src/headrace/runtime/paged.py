@@ -337,15 +337,13 @@ class PagedCache:
         assert self._now is not None
         q_len = query.shape[2]
         grouped = group_queries(query, key.shape[1])
-        if self._flat is not None and layer not in self._windows:
-            work = self._flat_work(layer, query, grouped, key, value, scoring)
-        elif layer in self._windows:
-            work = self._window_work(layer, query, grouped, key, value, scoring)
+        if self._flat is not None or layer in self._windows:
+            work = self._device_work(layer, query, grouped, key, value, scoring)
         else:
             work = self._paged_work(layer, activations, query, grouped, key, value, scoring)
         return ungroup_output(self._conveyor.run_layer(layer, work), q_len)
 
-    def _window_work(
+    def _device_work(
         self,
         layer: int,
         query: Tensor,
@@ -354,31 +352,16 @@ class PagedCache:
         value: Tensor,
         scoring: Scoring,
     ) -> LayerWork:
+        """Return the work of a layer all of whose cache stays on the device."""
         assert self._now is not None
-        window, column_Bq = self._windows[layer], self._now.column_Bq
-
-        def attend_new() -> Partial:
-            return window.attend(
-                layer, grouped, key, value, column_Bq, scoring, self._settings.workspace_bytes
-            )
-
-        return LayerWork(grouped, scoring, attend_new, store=lambda: None)
-
-    def _flat_work(
-        self,
-        layer: int,
-        query: Tensor,
-        grouped: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scoring: Scoring,
-    ) -> LayerWork:
-        assert self._now is not None
-        flat, spans = self._flat, self._now.spans
-        assert flat is not None
+        step, window, flat = self._now, self._windows.get(layer), self._flat
 
         def attend_new() -> Tensor | Partial:
-            return flat.attend(layer, query, key, value, scoring, spans)
+            if window is not None:
+                workspace = self._settings.workspace_bytes
+                return window.attend(layer, grouped, key, value, step.column_Bq, scoring, workspace)
+            assert flat is not None
+            return flat.attend(layer, query, key, value, scoring, step.spans)
 
         return LayerWork(grouped, scoring, attend_new, store=lambda: None)
 
