@@ -2,10 +2,12 @@
 
     PYTHONPATH=src python3 scripts/gpu_check.py --output DIRECTORY [PART ...]
 
-Parts: ``exactness`` (the audit, in float32 and bfloat16, of several architectures), and one for
-each workload of ``WORKLOADS``. Without names all run, in order; what does not fit the time limit is
-left out and said. Each part writes ``PART.json`` at once, and at the end ``summary.md`` is written
-from all JSON files in the directory, so that several short visits add up.
+Parts: ``exactness`` (the audit, in float32 and bfloat16, of several architectures), ``weights``,
+``rows``, the workloads of the benchmark's catalogue (``paper-latency``, ``batch-gqa``, ``fits``,
+``rivals`` …), and single cases of them (``opt-6.7b-24gib`` …). Without names the checks and all
+workloads run, in order; what does not fit the time limit is left out and said. Each check and each
+case writes ``NAME.json`` at once, and at the end ``summary.md`` is written from all JSON files in
+the directory, so that several short visits add up.
 """
 
 from __future__ import annotations
@@ -18,30 +20,27 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from headrace.cli.measured import comparison_json, comparison_table, write_page
+from headrace.bench.catalogue import CASES, WORKLOADS
+from headrace.bench.figures import SCHEMA_VERSION, case_json
+from headrace.bench.suite import SuiteOptions, run_case
+from headrace.cli.bench_text import case_text
+from headrace.cli.measured import write_page
 from headrace.engine.audit import audit, audit_all, reference
 from headrace.engine.decoding import pad_left
 from headrace.engine.environment import environment
 from headrace.engine.llm import LLM
-from headrace.engine.loading import dummy_model, load_model, quiet_libraries
-from headrace.engine.measure import MeasureOptions, measure_policies
+from headrace.engine.loading import load_model, quiet_libraries
 from headrace.engine.request import SamplingParams
-from headrace.hardware.profile import HardwareProfile
-from headrace.hardware.profile_file import profile_to_json
-from headrace.hf.attached_cache import open_backend
-from headrace.hf.machine import machine_profile
-from headrace.hf.placing import choose_placing
-from headrace.hf.planning import CacheOptions
 from headrace.hf.weights import PlacedWeights
-from headrace.plan.workload import Workload as PlannedWork
 from headrace.runtime.cuda_lanes import CudaBackend
+from headrace.units import format_bytes
 
 WAYS: tuple[tuple[str, float | None], ...] = (
     ("resident", None),
@@ -54,39 +53,6 @@ WAYS: tuple[tuple[str, float | None], ...] = (
 )
 EXACT_STEPS = 40
 
-
-@dataclass(frozen=True)
-class Workload:
-    """A batch that is measured.
-
-    Attributes:
-        model: a published shape, with random weights.
-        layers: decoder layers, or None for all.
-        rows: sequences.
-        prompt_len: tokens of each prompt.
-        policies: what is compared.
-        gpu_memory: budget of device memory, which stands for a smaller card; None: all of it.
-    """
-
-    model: str
-    layers: int | None
-    rows: int
-    prompt_len: int
-    policies: tuple[str, ...] = ("stream", "kvpr", "recompute")
-    gpu_memory: str | None = None
-
-
-WORKLOADS = {
-    "opt-6.7b": Workload("opt-6.7b", None, 64, 1024),
-    "opt-6.7b-24gib": Workload(
-        "opt-6.7b", None, 64, 1024, ("stream", "kvpr", "recompute", "host", "auto"), "24GiB"
-    ),
-    "llama-3-8b-21gib": Workload("llama-3-8b", None, 16, 2048, ("stream", "host", "auto"), "21GiB"),
-    "opt-6.7b-paper": Workload("opt-6.7b", None, 64, 128),
-    "opt-13b-16gib": Workload("opt-13b", None, 64, 1024, ("stream", "auto"), "16GiB"),
-    "opt-30b-slice": Workload("opt-30b", 12, 64, 1024),
-    "llama-3-8b": Workload("llama-3-8b", None, 32, 2048, ("stream", "host", "resident")),
-}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 8},
@@ -165,59 +131,19 @@ def check_exactness(directory: Path, say: Callable[[str], None]) -> dict[str, An
     return {"passed": all(one["passed"] for one in results), "audits": results}
 
 
-def place(
-    model: torch.nn.Module, workload: Workload, profile: HardwareProfile, say: Callable[[str], None]
-) -> None:
-    """Bring to the host what of a model's weights a budget has no room for."""
-    options = CacheOptions.checked(
-        "auto", workload.gpu_memory, None, None, None, profile, poison=False
-    )
-    work = PlannedWork(workload.rows, workload.prompt_len, 16)
-    device = torch.device("cuda", 0)
-    placing = choose_placing(model.config, torch.bfloat16, device, options, work)
-    if placing.share > 0:
-        placed = PlacedWeights(model, open_backend(device, profile), placing.share)
-        torch.cuda.empty_cache()
-        say(
-            f"  {placed.share:.1%} of the layers' weights ({placing.share:.1%} planned) are on the "
-            f"host: {placed.streamed.host_bytes / 1e9:.1f} GB"
-        )
-
-
 def measure(name: str) -> Callable[[Path, Callable[[str], None]], dict[str, Any]]:
-    """Return a part that measures a workload."""
+    """Return a part that measures a case of the catalogue."""
 
     def part(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
-        workload = WORKLOADS[name]
-        loaded = dummy_model(workload.model, layers=workload.layers, device="cuda")
-        profile = machine_profile(loaded.model, progress=lambda line: say(f"  {line}"))
-        place(loaded.model, workload, profile, say)
-        vocab = vocab_size_of(loaded.model)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, vocab, (workload.rows, workload.prompt_len), generator=generator)
-        measured = measure_policies(
-            loaded.model,
-            ids,
-            torch.ones_like(ids),
-            profile,
-            workload.policies,
-            MeasureOptions(
-                rounds=2, steps_per_round=4, one_at_a_time=True, gpu_memory=workload.gpu_memory
-            ),
-            label=loaded.name,
-            progress=lambda line: say(f"  {line}"),
+        result = run_case(CASES[name], SuiteOptions(device="cuda"), say)
+        say(case_text(result))
+        write_page(
+            directory / f"{name}.timeline.html",
+            list(result.policies),
+            result.profile,
+            f"headrace: {name}",
         )
-        say(comparison_table(measured))
-        rate = profile.h2d_bytes_per_s
-        say(f"link: {[f'{one.link_bytes_per_s / rate:.1%}' for one in measured]} of the profile's")
-        say(f"peak of device memory: {[one.peak_gpu_bytes for one in measured]} bytes")
-        say(f"reserved further while decoding: {[one.grown_bytes for one in measured]} bytes")
-        write_page(directory / f"{name}.timeline.html", measured, profile, f"headrace: {name}")
-        return {
-            "workload": asdict(workload),
-            "profile": profile_to_json(profile),
-            **comparison_json(measured),
-        }
+        return case_json(result)
 
     return part
 
@@ -291,8 +217,18 @@ PARTS: dict[str, Callable[[Path, Callable[[str], None]], dict[str, Any]]] = {
     "exactness": check_exactness,
     "weights": check_weights,
     "rows": check_rows,
-    **{name: measure(name) for name in WORKLOADS},
+    **{name: measure(name) for name in CASES},
 }
+CHECKS = ("exactness", "weights", "rows")
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """Return the parts that names stand for: a workload is all of its cases."""
+    found: dict[str, None] = {}
+    for name in names:
+        parts = [case.name for case in WORKLOADS[name].cases] if name in WORKLOADS else [name]
+        found |= dict.fromkeys(parts)
+    return list(found)
 
 
 def summary(directory: Path) -> str:
@@ -336,12 +272,17 @@ def _audit_lines(data: dict[str, Any]) -> list[str]:
 
 
 def _policy_lines(data: dict[str, Any]) -> list[str]:
+    """Return a case's tables; files of the first schema have no rivals."""
     work = data["workload"]
-    budget = f", within {work['gpu_memory']}" if work.get("gpu_memory") else ""
+    budget = work.get("gpu_memory")
+    budget = format_bytes(budget) if isinstance(budget, int) else budget
     rate = data["profile"]["h2d_bytes_per_s"]
     lines = [
         f"{work['model']}, {work['layers'] or 'all'} layers, {work['rows']} rows × "
-        f"{work['prompt_len']} tokens{budget}; link {rate / 1e9:.1f} GB/s",
+        f"{work['prompt_len']} tokens{f', within {budget}' if budget else ''}; link "
+        f"{rate / 1e9:.1f} GB/s",
+        "",
+        *(f"- {words}" for words in data.get("adapted", [])),
         "",
         "| policy | resident | rebuilt | step | predicted | bound | link rate | link busy | "
         "GPU busy | over stream |",
@@ -356,20 +297,42 @@ def _policy_lines(data: dict[str, Any]) -> list[str]:
             f"{one['link_bytes_per_s'] / rate:.1%} | {one['link_busy']:.1%} | "
             f"{one['device_busy']:.1%} | {'' if speed is None else f'{speed:.2f} ×'} |"
         )
-    return lines
+    for one in data.get("rivals", []):
+        speed = one["speedup_over_stream"]
+        lines.append(
+            f"| {one['rival']} | | | {one['step_s'] * 1e3:.1f} ms | | | | | | "
+            f"{'' if speed is None else f'{speed:.2f} ×'} |"
+        )
+    unable = [f"- {one['name']} cannot run: {one['reason']}" for one in data.get("unable", [])]
+    return [*lines, "", *unable, *_agreement_lines(data)]
+
+
+def _agreement_lines(data: dict[str, Any]) -> list[str]:
+    runs = [*data["policies"], *data.get("rivals", [])]
+    found = [(one.get("policy") or one["rival"], one.get("agreement")) for one in runs]
+    return [
+        f"- {name}: {'agrees' if one['passed'] else 'DIFFERS'}, tokens "
+        f"{'identical to' if one['tokens_identical'] else 'not all those of'} "
+        f"{one['compared_with']}, logit error {one['max_logit_error']} of {one['tolerance']:.1e}"
+        for name, one in found
+        if one
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join([*CHECKS, *WORKLOADS])}; or a case"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIRECTORY")
     parser.add_argument("--commit", help="of this tree, where git cannot tell")
     parser.add_argument("--limit-s", type=float, default=500.0, help="start no part after this")
     args = parser.parse_args(argv)
-    unknown = [part for part in args.parts if part not in PARTS]
+    allowed = [*PARTS, *WORKLOADS]
+    unknown = [part for part in args.parts if part not in allowed]
     if unknown:
-        parser.error(f"unknown part {unknown[0]!r}; allowed are {', '.join(PARTS)}")
+        parser.error(f"unknown part {unknown[0]!r}; allowed are {', '.join(allowed)}")
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
     quiet_libraries()
@@ -379,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(line: str) -> None:
         print(f"[{time.perf_counter() - start_s:6.1f}] {line}", flush=True)
 
-    for name in args.parts or PARTS:
+    for name in expanded(args.parts) or PARTS:
         if time.perf_counter() - start_s > args.limit_s:
             say(f"{name}: left out, the time is up")
             continue
@@ -395,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.cuda.empty_cache()
         where = environment()
         where["commit"] = args.commit or where["commit"]
-        data = {"schema_version": 1, "environment": where, **data}
+        data = {"schema_version": SCHEMA_VERSION, "environment": where, **data}
         (args.output / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
         if data.get("passed") is False:
             failed.append(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -146,6 +146,19 @@ class Timeline:
         """Return the timeline that ``to_json`` wrote."""
         spans = tuple(Span(**{**span, "lane": Lane(span["lane"])}) for span in data["spans"])
         return cls(Origin(data["origin"]), data["label"], spans)
+
+
+def without_first(timeline: Timeline, steps: int) -> Timeline:
+    """Return a timeline without its first steps and without loads for steps that never ran.
+
+    The steps that are left are numbered from 0.
+    """
+    computed = sorted({span.step for span in timeline.select([Lane.COMPUTE])})
+    number = {step: place for place, step in enumerate(computed[steps:])}
+    kept = tuple(
+        replace(span, step=number[span.step]) for span in timeline.spans if span.step in number
+    )
+    return Timeline(timeline.origin, timeline.label, kept)
 
 
 def chrome_trace(timelines: Sequence[Timeline]) -> str:

@@ -9,10 +9,11 @@ from scripts import gpu_check
 from tests.support import make_batch, make_model
 from transformers import PreTrainedModel
 
+from headrace.bench import suite
+from headrace.bench.catalogue import Case
 from headrace.engine.loading import LoadedModel
 from headrace.hardware.catalog import machine
 from headrace.hardware.identity import local_identity
-from headrace.model.published import published_shape
 from headrace.report.timeline_page import read_timeline_page
 from headrace.timeline import Origin
 
@@ -87,7 +88,7 @@ def refused(capsys, *words) -> str:
 def test_an_unknown_part_is_named_with_those_there_are(capsys, tmp_path):
     message = refused(capsys, "--output", tmp_path, "exactnes")
     assert "unknown part 'exactnes'" in message
-    for part in ("exactness", *gpu_check.WORKLOADS):
+    for part in ("exactness", "opt-6.7b-24gib", *gpu_check.WORKLOADS):
         assert part in message
 
 
@@ -102,18 +103,13 @@ def test_without_a_cuda_device_nothing_runs(capsys, tmp_path, monkeypatch):
     assert not output.exists()
 
 
-@pytest.mark.parametrize("name", gpu_check.WORKLOADS)
-def test_workloads_are_slices_of_published_shapes_within_their_context(name):
-    workload = gpu_check.WORKLOADS[name]
-    shape = published_shape(workload.model)
-    assert workload.layers is None or 1 <= workload.layers <= shape.num_layers
-    assert workload.rows >= 1
-    assert 1 <= workload.prompt_len < shape.max_context
-    assert workload.policies[0] == "stream"
+def test_parts_are_the_checks_and_the_cases():
+    assert list(gpu_check.PARTS) == [*gpu_check.CHECKS, *gpu_check.CASES]
 
 
-def test_parts_are_the_audit_and_the_workloads():
-    assert list(gpu_check.PARTS) == ["exactness", "weights", "rows", *gpu_check.WORKLOADS]
+def test_a_workload_stands_for_its_cases_and_each_runs_once():
+    assert gpu_check.expanded(["rows", "fits", "fits-8"]) == ["rows", "fits-1", "fits-8", "fits-64"]
+    assert gpu_check.expanded([]) == []
 
 
 @pytest.mark.parametrize("kind", gpu_check.ARCHITECTURES)
@@ -179,7 +175,7 @@ def test_a_part_that_fails_does_not_take_the_others_along(pretended, capsys, tmp
         "summary.md",
     }
     written = json.loads((output / "opt-6.7b.json").read_text())
-    assert (written["schema_version"], written["environment"]) == (1, WHERE)
+    assert (written["schema_version"], written["environment"]) == (2, WHERE)
     assert "opt-6.7b" in (output / "summary.md").read_text()
     assert gpu_check.main(["--output", str(output), "opt-6.7b"]) == 0
     assert "all parts passed" in capsys.readouterr().out
@@ -218,29 +214,43 @@ def test_the_audit_runs_every_architecture_in_both_precisions(
     assert "all parts passed" in capsys.readouterr().out
 
 
-def test_a_workload_is_measured_and_summed_up(pretended, capsys, tmp_path, monkeypatch):
+def test_a_case_is_measured_and_summed_up(pretended, capsys, tmp_path, monkeypatch):
     profile = replace(
         machine("h200-141gb-pcie5"),
         origin=Origin.MEASURED,
         device="cpu",
         identity=local_identity(),
     )
-    workload = gpu_check.Workload("opt-6.7b", 1, 2, 90)
+    policies, rivals = ("stream", "recompute"), ("transformers", "transformers-offloaded")
+    case = Case("small", "opt-6.7b", 2, 90, policies, rivals, layers=1, rounds=1, steps=2)
     tiny = LoadedModel("opt-6.7b, 1 layers (random weights)", make_model("opt"), None)
-    monkeypatch.setattr(gpu_check, "WORKLOADS", {"small": workload})
+    monkeypatch.setattr(gpu_check, "CASES", {"small": case})
     monkeypatch.setattr(gpu_check, "PARTS", {"small": gpu_check.measure("small")})
-    monkeypatch.setattr(gpu_check, "dummy_model", lambda *_, **__: tiny)
-    monkeypatch.setattr(gpu_check, "machine_profile", lambda *_, **__: profile)
-    monkeypatch.setattr(gpu_check, "place", lambda *_: None)
+    monkeypatch.setattr(gpu_check, "SuiteOptions", lambda device: suite.SuiteOptions("cpu"))
+    monkeypatch.setattr(suite, "dummy_model", lambda *_, **__: tiny)
+    monkeypatch.setattr(suite, "machine_profile", lambda *_, **__: profile)
     assert gpu_check.main(["--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    for policy in workload.policies:
-        assert f"{policy}: prompts and 21 steps" in shown
+    # The bound comes before anything is measured.
+    assert shown.index("stream: bound") < shown.index("stream: prompts")
     data = json.loads((tmp_path / "small.json").read_text())
-    assert [one["policy"] for one in data["policies"]] == list(workload.policies)
+    assert [one["policy"] for one in data["policies"]] == list(policies)
+    assert [one["rival"] for one in data["rivals"]] == ["transformers"]
+    assert [one["name"] for one in data["unable"]] == ["transformers-offloaded"]
     assert data["workload"]["rows"] == 2
+    assert data["passed"]
     labels = {timeline.label for timeline in read_timeline_page(tmp_path / "small.timeline.html")}
-    assert labels == {f"{tiny.name}, {policy}" for policy in workload.policies}
+    assert labels == {f"{tiny.name}, {policy}" for policy in policies}
     text = (tmp_path / "summary.md").read_text()
     assert "opt-6.7b, 1 layers, 2 rows × 90 tokens" in text
     assert "| recompute |" in text
+    assert "| transformers |" in text
+    assert "- transformers-offloaded cannot run: its cache is offloaded by CUDA streams" in text
+    assert "- stream: agrees, tokens identical to transformers" in text
+
+
+def test_a_case_whose_tokens_differ_has_failed(pretended, capsys, tmp_path, monkeypatch):
+    different = {**MEASURED, "passed": False}
+    monkeypatch.setattr(gpu_check, "PARTS", {"opt-6.7b-24gib": lambda directory, say: different})
+    assert gpu_check.main(["--output", str(tmp_path)]) == 1
+    assert "failed: opt-6.7b-24gib" in capsys.readouterr().out

@@ -205,9 +205,9 @@ def _measure(args: argparse.Namespace) -> int:
     """Measure policies side by side."""
     import torch
 
+    from headrace.bench.policies import MeasureOptions, measure_policies
     from headrace.engine.environment import environment
     from headrace.engine.loading import dummy_model, resolve_device
-    from headrace.engine.measure import MeasureOptions, measure_policies
     from headrace.model.published import published_names
 
     policies = args.policies.split(",")

@@ -13,7 +13,7 @@ from headrace.cli.measured import comparison_json, comparison_table, machine_wor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from headrace.engine.measure import PolicyMeasurement
+    from headrace.bench.policies import PolicyMeasurement
 
 POLICIES = ("stream", "kvpr", "recompute", "resident")
 EMULATED = "a100-40gb-pcie4"
@@ -45,10 +45,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from headrace.bench.policies import MeasureOptions, measure_policies
     from headrace.engine.audit import audit_all
     from headrace.engine.decoding import pad_left
     from headrace.engine.loading import resolve_device
-    from headrace.engine.measure import MeasureOptions, measure_policies
     from headrace.engine.prompts import source_prompts
     from headrace.errors import ConfigurationError
 

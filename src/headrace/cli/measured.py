@@ -9,7 +9,7 @@ from headrace.cli import output
 from headrace.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
-    from headrace.engine.measure import PolicyMeasurement
+    from headrace.bench.policies import PolicyMeasurement
     from headrace.hardware.profile import HardwareProfile
 
 _COLUMNS = (
@@ -85,35 +85,10 @@ def _stream_step_s(measured: list[PolicyMeasurement]) -> float | None:
 
 def comparison_json(measured: list[PolicyMeasurement]) -> dict[str, Any]:
     """Return the figures as JSON has them."""
+    from headrace.bench.figures import policy_json
+
     stream = _stream_step_s(measured)
-    return {
-        "policies": [
-            {
-                "policy": one.policy,
-                "batches": one.batches,
-                "origin": one.origin.value,
-                "recompute_fraction": one.recompute_fraction,
-                "resident_fraction": one.resident_fraction,
-                "prefill_s": one.prefill_s,
-                "step_s": one.step_s,
-                "step_s_min": one.step_s_range[0],
-                "step_s_max": one.step_s_range[1],
-                "predicted_step_s": one.predicted_step_s,
-                "prediction_error": one.prediction_error,
-                "bound_s": one.bound_s,
-                "link_bytes_per_step": one.link_bytes,
-                "link_bytes_per_s": one.link_bytes_per_s,
-                "link_busy": one.link_busy,
-                "device_busy": one.device_busy,
-                "peak_gpu_bytes": one.peak_gpu_bytes,
-                "host_bytes": one.host_bytes,
-                "gpu_bytes_grown_while_decoding": one.grown_bytes,
-                "speedup_over_stream": None if stream is None else stream / one.step_s,
-                "notes": list(one.notes),
-            }
-            for one in measured
-        ]
-    }
+    return {"policies": [policy_json(one, stream) for one in measured]}
 
 
 def machine_words(profile: HardwareProfile) -> str:

@@ -16,26 +16,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from headrace.engine.decoding import StaticBatch
+from headrace.engine.agreement import (
+    FLOAT32_TOLERANCE,
+    HALF_FLOOR,
+    HALF_SPREADS,
+    choices_agree,
+    logit_error,
+    other_attention,
+)
+from headrace.engine.decoding import StaticBatch, plain_cache
 from headrace.errors import ConfigurationError
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.cache import HostCache
-from headrace.hf.observe import text_config
-
-FLOAT32_TOLERANCE = 1e-4
-HALF_FLOOR = 1e-3
-HALF_SPREADS = 2.0
-"""In half precision, how many times the plain model's own spread is allowed: the reference's error
-and ours both count."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,11 @@ def reference(model: nn.Module, ids: Tensor, mask: Tensor, steps: int) -> Refere
     """
     if steps < 1:
         raise ConfigurationError(f"an audit of {steps} tokens was asked for; allowed is 1 or more")
-    logits, tokens = _run(model, ids, mask, _plain_cache(model), steps, None)
+    logits, tokens = _run(model, ids, mask, plain_cache(model), steps, None)
     if logits[0].dtype == torch.float32 and next(model.parameters()).dtype == torch.float32:
         return Reference(tokens, logits, FLOAT32_TOLERANCE, "1e-4 of the range, in float32")
     others, way = _another_way(model, ids, mask, tokens)
-    spread = max(_error(mine, other) for mine, other in zip(logits, others, strict=True))
+    spread = max(logit_error(mine, other) for mine, other in zip(logits, others, strict=True))
     return Reference(
         tokens,
         logits,
@@ -111,14 +110,13 @@ def _another_way(
     model: nn.Module, ids: Tensor, mask: Tensor, tokens: Tensor
 ) -> tuple[tuple[Tensor, ...], str]:
     """Return the plain model's logits for the same tokens, computed another way, and which."""
-    name = "eager" if _attention_name(model) != "eager" else "sdpa"
     try:
-        with _attention(model, name):
-            logits, _ = _run(model, ids, mask, _plain_cache(model), len(tokens), tokens)
+        with other_attention(model) as name:
+            logits, _ = _run(model, ids, mask, plain_cache(model), len(tokens), tokens)
         return logits, f"run with {name} attention"
     except ValueError:  # some architectures have but one implementation
         precise = copy.deepcopy(model).float()
-        logits, _ = _run(precise, ids, mask, _plain_cache(model), len(tokens), tokens)
+        logits, _ = _run(precise, ids, mask, plain_cache(model), len(tokens), tokens)
         return logits, "run in float32"
 
 
@@ -153,9 +151,9 @@ def audit(
     ) as cache:
         made, _ = _run(model, ids, mask, cache, steps, expected.tokens)
         chosen, fraction, notes = cache.policy, cache.recompute_fraction, cache.notes
-    error = max(_error(mine, plain) for mine, plain in zip(made, expected.logits, strict=True))
+    error = max(logit_error(mine, plain) for mine, plain in zip(made, expected.logits, strict=True))
     same = [
-        _choices_agree(mine, plain, expected.tolerance)
+        choices_agree(mine, plain, expected.tolerance)
         for mine, plain in zip(made, expected.logits, strict=True)
     ]
     identical = all(exact for exact, _ in same)
@@ -172,10 +170,6 @@ def audit(
     )
 
 
-def _plain_cache(model: nn.Module) -> DynamicCache:
-    return DynamicCache(config=text_config(model))
-
-
 def _run(
     model: nn.Module, ids: Tensor, mask: Tensor, cache: Any, steps: int, forced: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -187,43 +181,6 @@ def _run(
         if step + 1 < steps:
             logits.append(batch.step(tokens[-1]))
     return tuple(logits), torch.stack(tokens)
-
-
-def _error(made: Tensor, expected: Tensor) -> float:
-    """Return the largest difference as a share of the range of a row's logits (NaN is infinite)."""
-    span = (expected.amax(dim=-1) - expected.amin(dim=-1)).clamp_min(1e-20)
-    error = float(((made - expected).abs().amax(dim=-1) / span).max())
-    return error if error == error else float("inf")
-
-
-def _choices_agree(made: Tensor, expected: Tensor, tolerance: float) -> tuple[bool, bool]:
-    """Return whether all rows choose the same token, and whether they nearly do.
-
-    A choice is near if the plain model's logit of the token is within twice the tolerance, as a
-    share of the range, of the plain model's best.
-    """
-    choice, plain = made.argmax(dim=-1), expected.argmax(dim=-1)
-    best = expected.gather(1, plain[:, None])[:, 0]
-    chosen = expected.gather(1, choice[:, None])[:, 0]
-    span = expected.amax(dim=-1) - expected.amin(dim=-1)
-    near = bool((best - chosen <= 2 * tolerance * span).all())
-    return bool((choice == plain).all()), near
-
-
-def _attention_name(model: nn.Module) -> str:
-    config: Any = model.config
-    return str(config._attn_implementation)
-
-
-@contextmanager
-def _attention(model: nn.Module, name: str) -> Iterator[None]:
-    """Let a model use another attention implementation of its own for a while."""
-    own = _attention_name(model)
-    model.set_attn_implementation(name)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)  # type: ignore[operator]
 
 
 def audit_all(

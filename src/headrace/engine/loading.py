@@ -177,11 +177,13 @@ def dummy_model(
     device: str = "auto",
     dtype: str = "bfloat16",
     seed: int = 0,
+    narrow: int = 1,
+    positions: int = 0,
 ) -> LoadedModel:
     """Return a model of a published shape with random weights.
 
-    A slice (``layers`` below the shape's) also has a smaller vocabulary, so that embedding and head
-    do not outweigh the layers that are left.
+    A slice (``layers`` below the shape's, or ``narrow`` above 1) also has a smaller vocabulary, so
+    that embedding and head do not outweigh the layers that are left.
 
     Args:
         name: a published shape.
@@ -189,25 +191,29 @@ def dummy_model(
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: of weights and cache.
         seed: of the weights.
+        narrow: how many times fewer heads there are, and narrower layers.
+        positions: tokens of a row that there are positions for at least, whatever the shape's.
     """
-    shape = published_shape(name)
+    shape = published_shape(name).narrowed(narrow)
     count = shape.num_layers if layers is None else layers
     if not 1 <= count <= shape.num_layers:
         raise ConfigurationError(
             f"layers is {count}; {name} has {shape.num_layers}, so allowed are 1 to "
             f"{shape.num_layers}"
         )
-    config = _config(shape, count, _SLICE_VOCAB if count < shape.num_layers else shape.vocab_size)
+    whole = count == shape.num_layers and narrow == 1
+    config = _config(shape, count, shape.vocab_size if whole else _SLICE_VOCAB, positions)
     target, element = resolve_device(device), resolve_dtype(dtype)
     assert isinstance(element, torch.dtype)
     torch.manual_seed(seed)
     with torch.device(target):
         model = AutoModelForCausalLM.from_config(config, dtype=element)
     label = name if count == shape.num_layers else f"{name}, {count} layers"
+    label += "" if narrow == 1 else f", 1/{narrow} as wide"
     return LoadedModel(f"{label} (random weights)", model.eval(), None)
 
 
-def _config(shape: ModelShape, layers: int, vocab_size: int) -> Any:
+def _config(shape: ModelShape, layers: int, vocab_size: int, positions: int) -> Any:
     """Return a Hugging Face configuration with a published shape's widths."""
     family = shape.name.split("-")[0]
     if family == "opt":
@@ -218,7 +224,7 @@ def _config(shape: ModelShape, layers: int, vocab_size: int) -> Any:
             ffn_dim=shape.d_ff,
             num_attention_heads=shape.num_heads,
             vocab_size=vocab_size,
-            max_position_embeddings=max(shape.max_context, 4096),
+            max_position_embeddings=max(shape.max_context, 4096, positions),
         )
     kind = {"llama": "llama", "qwen3": "qwen3", "gemma": "gemma2", "olmo": "olmo2"}[family]
     return AutoConfig.for_model(
@@ -230,6 +236,6 @@ def _config(shape: ModelShape, layers: int, vocab_size: int) -> Any:
         num_key_value_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         vocab_size=vocab_size,
-        max_position_embeddings=shape.max_context,
+        max_position_embeddings=max(shape.max_context, positions),
         tie_word_embeddings=shape.tied_embeddings,
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
-from headrace.engine.measure import without_first
 from headrace.hf.attached_cache import AttachedCache
 from headrace.plan.simulate import steady_step_s
-from headrace.timeline import Origin, Timeline
+from headrace.timeline import Origin, Timeline, without_first
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,14 @@ class AttachedCache(Cache):
         return 0.0 if self._planned is None else self._planned.settings.split.resident
 
     @property
+    def host_fraction(self) -> float:
+        """Share of each prompt's tokens that the host's cores attend to."""
+        if self._planned is None:
+            return 0.0
+        settings = self._planned.settings
+        return settings.host_share * (settings.split.stream + settings.split.host)
+
+    @property
     def link_bytes_per_step(self) -> int:
         """Bytes that a decode step over the cache as it is brings to the device."""
         return self.paged.decode_program().link_bytes

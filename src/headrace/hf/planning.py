@@ -160,7 +160,7 @@ def plan_cache(
     plan, profile, resident_pages, host_share = None, options.profile, None, 0.0
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
-        uncounted = _uncounted_bytes(model, shape, streamed, device)
+        uncounted = uncounted_bytes(model, shape, streamed, device)
         plan = _fitting_plan(
             shape, workload, profile, policy, options, paths, streamed, prefill_rows, uncounted
         )
@@ -201,7 +201,7 @@ def _left_on_host(attachment: Attachment, options: CacheOptions) -> int:
     return max(0, min(free, options.host_memory_bytes - weights))
 
 
-def _uncounted_bytes(
+def uncounted_bytes(
     model: nn.Module, shape: ModelShape, streamed: float, device: torch.device
 ) -> int:
     """Return what is on the device that the planner does not count.

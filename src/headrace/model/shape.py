@@ -80,6 +80,22 @@ class ModelShape:
         """Layers that attend to the whole context; only these have a cache on the host."""
         return self.num_layers - self.windowed_layers
 
+    def narrowed(self, factor: int) -> ModelShape:
+        """Return a shape with so many times fewer heads and so much narrower layers.
+
+        Raises:
+            ValueError: the heads cannot be divided so.
+        """
+        if self.num_heads % factor or self.num_kv_heads % factor or self.kv_widths:
+            raise ValueError(f"{self.name} cannot be made {factor} times as narrow")
+        return replace(
+            self,
+            d_model=self.d_model // factor,
+            num_heads=self.num_heads // factor,
+            num_kv_heads=self.num_kv_heads // factor,
+            d_ff=self.d_ff // factor,
+        )
+
     @cached_property
     def windowed_indices(self) -> frozenset[int]:
         """Which layers are taken to be windowed: as many as there are, spread evenly."""

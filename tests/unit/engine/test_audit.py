@@ -5,13 +5,12 @@ import pytest
 import torch
 from tests.support import generate, make_batch, make_model, plain_cache, shared_model
 
+from headrace.engine.agreement import choices_agree, logit_error
 from headrace.engine.audit import (
     FLOAT32_TOLERANCE,
     HALF_FLOOR,
     HALF_SPREADS,
     Reference,
-    _choices_agree,
-    _error,
     audit,
     audit_all,
     reference,
@@ -166,7 +165,7 @@ def test_half_precision_is_allowed_what_the_plain_model_differs_from_itself(own,
     assert model.config._attn_implementation == own
     model.set_attn_implementation(way)
     other = reference(model, batch.input_ids, batch.attention_mask, 1)
-    spread = _error(expected.logits[0], other.logits[0])
+    spread = logit_error(expected.logits[0], other.logits[0])
     assert expected.tolerance >= max(HALF_SPREADS * spread, HALF_FLOOR)
     assert all(logits.dtype == torch.float32 for logits in expected.logits)
 
@@ -209,19 +208,19 @@ def test_a_near_tie_may_go_either_way_in_half_precision_only(
 
 def test_errors_are_shares_of_each_rows_range():
     expected = torch.tensor([[0.0, 10.0, 5.0], [0.0, 100.0, 5.0]])
-    assert _error(expected, expected) == 0.0
+    assert logit_error(expected, expected) == 0.0
     made = expected + torch.tensor([0.0, 0.1, 0.0])
-    assert _error(made, expected) == pytest.approx(0.01, rel=1e-3)
-    assert _error(torch.full((2, 3), math.nan), expected) == math.inf
-    assert _error(expected, torch.tensor([[0.0, 1.0, math.nan], [0.0, 1.0, 2.0]])) == math.inf
+    assert logit_error(made, expected) == pytest.approx(0.01, rel=1e-3)
+    assert logit_error(torch.full((2, 3), math.nan), expected) == math.inf
+    assert logit_error(expected, torch.tensor([[0.0, 1.0, math.nan], [0.0, 1.0, 2.0]])) == math.inf
 
 
-def test_choices_agree_or_nearly_do():
+def testchoices_agree_or_nearly_do():
     expected = torch.tensor([[0.0, 10.0, 9.9], [0.0, 1.0, 10.0]])
-    assert _choices_agree(expected, expected, 0.0) == (True, True)
+    assert choices_agree(expected, expected, 0.0) == (True, True)
     swapped = torch.tensor([[0.0, 9.9, 10.0], [0.0, 1.0, 10.0]])
     # The plain model's own logits of the two tokens are a hundredth of the range apart.
-    assert _choices_agree(swapped, expected, 0.0051) == (False, True)
-    assert _choices_agree(swapped, expected, 0.0049) == (False, False)
+    assert choices_agree(swapped, expected, 0.0051) == (False, True)
+    assert choices_agree(swapped, expected, 0.0049) == (False, False)
     wrong = torch.tensor([[0.0, 9.9, 10.0], [0.0, 10.0, 1.0]])
-    assert _choices_agree(wrong, expected, 0.0051) == (False, False)
+    assert choices_agree(wrong, expected, 0.0051) == (False, False)

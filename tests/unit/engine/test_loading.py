@@ -164,7 +164,7 @@ def test_libraries_are_quiet_on_request():
 def test_a_made_up_model_has_the_published_widths(name):
     """Built on the meta device, where weights have shapes but no storage."""
     shape = published_shape(name)
-    config = loading._config(shape, 2, shape.vocab_size)
+    config = loading._config(shape, 2, shape.vocab_size, 0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     widths = {key: tuple(value.shape) for key, value in model.named_parameters()}

@@ -9,19 +9,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from headrace.engine.calm import calm_collector
+from headrace.bench.comparison import Comparison
+from headrace.bench.counts import EnergyCount, MemoryCount
+from headrace.bench.measurement import LaneFigures
+from headrace.bench.turns import take_turns
 from headrace.engine.rows_batch import RowsBatch
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
 from headrace.plan.simulate import bound_s, step_durations_s
 from headrace.plan.workload import Workload
-from headrace.timeline import H2D_LANES, Lane, Origin, Timeline
+from headrace.timeline import Lane, Origin, Timeline, without_first
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,22 @@ class PolicyMeasurement:
         origin: measured, or emulated when the link was slowed down on purpose.
         recompute_fraction: share of the prompts that is kept as X.
         resident_fraction: share of the prompts whose K/V stay on the device.
+        host_fraction: share of the prompts that the host's cores attend to.
         prefill_s: seconds to the first token.
         step_s: median seconds of a decode step.
         step_s_range: least and largest.
         predicted_step_s: the same program by simulation, with the profile's rates.
         bound_s: the least that the profile's rates allow for the step's work.
         link_bytes: bytes that a step brings to the device.
-        link_bytes_per_s: while the link was busy.
-        link_busy: share of the time in which the link was busy, 0 to 1.
-        device_busy: share of the time in which the device computed, 0 to 1.
+        lanes: what the lanes did, as medians over the rounds.
         peak_gpu_bytes: peak device memory.
         host_bytes: host memory of the cache.
         grown_bytes: device memory that torch reserved further while decoding, after the first
             step (0 on a CPU, where this is not counted).
+        energy_j: joules that the GPU took for a step, on average; None where it does not tell.
         predicted: the predicted timeline.
         measured: the measured timeline of the last round.
-        token_ids: each row's greedy tokens.
+        token_ids: each row's tokens: the greedy ones, or those of the run it is compared with.
         notes: what was decided differently from what was asked, and why.
     """
 
@@ -58,22 +61,52 @@ class PolicyMeasurement:
     origin: Origin
     recompute_fraction: float
     resident_fraction: float
+    host_fraction: float
     prefill_s: float
     step_s: float
     step_s_range: tuple[float, float]
     predicted_step_s: float
     bound_s: float
     link_bytes: int
-    link_bytes_per_s: float
-    link_busy: float
-    device_busy: float
+    lanes: LaneFigures
     peak_gpu_bytes: int
     host_bytes: int
     grown_bytes: int
+    energy_j: float | None
     predicted: Timeline
     measured: Timeline
     token_ids: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The policy, with the number of its batches if there are several."""
+        return run_name(self.policy, self.batches)
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Rate of the link while it was busy."""
+        return self.lanes.link_bytes_per_s
+
+    @property
+    def link_busy(self) -> float:
+        """Share of the time in which the link was busy, 0 to 1."""
+        return self.lanes.link_busy
+
+    @property
+    def device_busy(self) -> float:
+        """Share of the time in which the device computed, 0 to 1."""
+        return self.lanes.device_busy
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second of all rows while decoding."""
+        return len(self.token_ids) / self.step_s
+
+    @property
+    def bound_share(self) -> float:
+        """How near the step comes to its bound: 1 is as fast as the rates allow."""
+        return self.bound_s / self.step_s
 
     @property
     def prediction_error(self) -> float:
@@ -100,6 +133,7 @@ class MeasureOptions:
             hold all caches at once; rounds then do not alternate.
         batches: for each way to measure, the forwards of a step: 1 for column-by-column, several
             for row-by-row.
+        first_steps: steps after the prompts, before any turn; they are not timed.
     """
 
     rounds: int = 3
@@ -109,11 +143,12 @@ class MeasureOptions:
     host_memory: str | int | None = None
     one_at_a_time: bool = False
     batches: tuple[int, ...] = (1,)
+    first_steps: int = 1
 
     @property
     def all_steps(self) -> int:
         """Steps that a cache goes through."""
-        return 1 + 2 * self.rounds * (self.warmup_steps + self.steps_per_round)
+        return self.first_steps + 2 * self.rounds * (self.warmup_steps + self.steps_per_round)
 
 
 def measure_policies(
@@ -139,102 +174,102 @@ def measure_policies(
         label: what runs, for the timelines.
         progress: is called with a line of text now and then.
     """
+    work = BatchWork(model, ids, mask, profile, label)
     runs = [
-        _PolicyRun(model, ids, mask, profile, policy, options, f"{label}, {policy}", batches)
+        PolicyRun(work, policy, options, batches)
         for policy in policies
         for batches in options.batches
     ]
-    try:
-        with calm_collector(tidy=True):
-            if options.one_at_a_time:
-                _run_in_turn(runs, options, progress)
-            else:
-                _run_alternating(runs, options, progress)
-        return [run.result() for run in runs]
-    finally:
-        for run in runs:
-            run.close()
+    take_turns(runs, options.rounds, options.all_steps, options.one_at_a_time, progress)
+    return [run.result for run in runs]
 
 
-def _run_in_turn(
-    runs: Sequence[_PolicyRun], options: MeasureOptions, progress: Callable[[str], None]
-) -> None:
-    """Run one policy after the other."""
-    for run in runs:
-        progress(f"{run.policy}: prompts and {options.all_steps} steps")
-        run.open()
-        for _ in range(options.rounds):
-            run.take_turn()
-        run.finish()
+@dataclass(frozen=True)
+class BatchWork:
+    """What all runs have in common.
+
+    Attributes:
+        model: the model.
+        ids: token ids ``[B, S]``, padded on the left.
+        mask: their attention mask.
+        profile: of this machine; if its link is emulated, the link is paced.
+        label: what runs, for the timelines.
+        comparison: what the logits of the first steps are compared with; None: nothing is.
+    """
+
+    model: nn.Module
+    ids: Tensor
+    mask: Tensor
+    profile: HardwareProfile
+    label: str
+    comparison: Comparison | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return next(self.model.parameters()).device
 
 
-def _run_alternating(
-    runs: Sequence[_PolicyRun], options: MeasureOptions, progress: Callable[[str], None]
-) -> None:
-    """Let the policies take turns."""
-    for run in runs:
-        progress(f"{run.policy}: prompts")
-        run.open()
-    for number in range(options.rounds):
-        for run in runs:
-            progress(f"round {number + 1} of {options.rounds}: {run.policy}")
-            run.take_turn()
-    for run in runs:
-        run.finish()
+def run_name(policy: str, batches: int = 1) -> str:
+    """Return what a run of a policy is called."""
+    return policy if batches == 1 else f"{policy}, {batches} batches"
 
 
-class _PolicyRun:
+class PolicyRun:
     """One policy's cache, its batch, and what was measured so far."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        ids: Tensor,
-        mask: Tensor,
-        profile: HardwareProfile,
-        policy: str,
-        options: MeasureOptions,
-        label: str,
-        batches: int,
+        self, work: BatchWork, policy: str, options: MeasureOptions, batches: int = 1
     ) -> None:
-        self.policy = policy
+        self.name = run_name(policy, batches)
+        self._work = work
+        self._policy = policy
         self._batches = batches
-        self._model = model
-        self._inputs = ids, mask
-        self._profile = profile
         self._options = options
-        self._label = label
+        self._label = f"{work.label}, {policy}"
         self._cache: RowsCache | None = None
+        self._dtype = str(next(work.model.parameters()).dtype).removeprefix("torch.")
         self._steps_s: list[float] = []
         self._predicted_s: list[float] = []
         self._bounds_s: list[float] = []
-        self._dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        self._busy: list[tuple[float, float, float]] = []
+        self._lanes: list[LaneFigures] = []
+        self._energy = EnergyCount(work.device)
+        self._memory = MemoryCount(work.model)
         self._result: PolicyMeasurement | None = None
 
     def open(self) -> None:
-        """Run the prompts."""
-        if next(self._model.parameters()).is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        rows, prompt_len = self._inputs[0].shape
+        """Run the prompts, and the first steps."""
+        work, options = self._work, self._options
+        self._memory.start()
+        rows, prompt_len = work.ids.shape
         self._cache = RowsCache(
-            self._model,
-            Workload(rows, prompt_len, self._options.all_steps + 1),
+            work.model,
+            Workload(rows, prompt_len, options.all_steps + 1),
             CacheOptions.checked(
-                self.policy,
-                self._options.gpu_memory,
-                self._options.host_memory,
+                self._policy,
+                options.gpu_memory,
+                options.host_memory,
                 None,
                 None,
-                self._profile,
+                work.profile,
                 poison=False,
             ),
         )
-        self._batch = RowsBatch(*self._inputs, self._cache, self._batches)
-        self._tokens = self._batch.prefill().argmax(dim=-1)
-        self._made = [self._tokens.tolist()]
-        self._step()
-        self._reserved_bytes = _reserved_bytes(self._model)
+        self._batch = RowsBatch(work.ids, work.mask, self._cache, self._batches)
+        self._made: list[list[int]] = []
+        self._follow(self._batch.prefill())
+        for _ in range(options.first_steps):
+            self._follow(self._batch.step(self._tokens))
+        self._memory.note()
+
+    def _follow(self, logits: Tensor) -> None:
+        """Take the tokens of some logits, or those of the run that this one is compared with."""
+        comparison = self._work.comparison
+        if comparison is None:
+            self._tokens = logits.argmax(dim=-1)
+        else:
+            self._tokens = comparison.follow(self.name, logits)
+        self._made.append(self._tokens.tolist())
 
     def _step(self) -> float:
         start_s = time.perf_counter()
@@ -252,7 +287,8 @@ class _PolicyRun:
         forwards = options.warmup_steps * self._batches
         for _ in range(options.warmup_steps):
             self._step()
-        self._steps_s += [self._step() for _ in range(options.steps_per_round)]
+        with self._energy:
+            self._steps_s += [self._step() for _ in range(options.steps_per_round)]
         cache.trace()
         for _ in range(options.warmup_steps + options.steps_per_round):
             self._step()
@@ -263,13 +299,13 @@ class _PolicyRun:
         self._predicted_s += self._by_step(step_durations_s(predicted)[forwards:])
         self._bounds_s += self._by_step(
             [
-                bound_s(program, self._profile, self._dtype)
+                bound_s(program, self._work.profile, self._dtype)
                 for program in cache.paged.recorder.programs[forwards:]
             ]
         )
         cache.trace(False)
-        self._timeline, shares = _counted(timeline, forwards)
-        self._busy.append(shares)
+        self._timeline, figures = _counted(timeline, forwards)
+        self._lanes.append(figures)
 
     def _by_step(self, of_forwards: Sequence[float]) -> list[float]:
         """Return the sums over the forwards of each step."""
@@ -279,25 +315,24 @@ class _PolicyRun:
     def finish(self) -> None:
         """Note the result and close the cache."""
         cache = self._opened
-        links, devices, rates = zip(*self._busy, strict=True)
         self._result = PolicyMeasurement(
-            policy=self.policy,
+            policy=self._policy,
             batches=self._batches,
             origin=cache.origin,
             recompute_fraction=cache.recompute_fraction,
             resident_fraction=cache.resident_fraction,
+            host_fraction=cache.host_fraction,
             prefill_s=self._batch.forward_s[0],
             step_s=statistics.median(self._steps_s),
             step_s_range=(min(self._steps_s), max(self._steps_s)),
             predicted_step_s=statistics.median(self._predicted_s),
             bound_s=statistics.median(self._bounds_s),
             link_bytes=self._batch.link_bytes,
-            link_bytes_per_s=statistics.median(rates),
-            link_busy=statistics.median(links),
-            device_busy=statistics.median(devices),
-            peak_gpu_bytes=cache.peak_gpu_bytes,
+            lanes=_medians(self._lanes),
+            peak_gpu_bytes=self._memory.peak_bytes(cache.peak_gpu_bytes),
             host_bytes=cache.paged.host_bytes,
-            grown_bytes=_reserved_bytes(self._model) - self._reserved_bytes,
+            grown_bytes=self._memory.grown_bytes,
+            energy_j=self._energy.per_step(len(self._steps_s)),
             predicted=self._predicted,
             measured=self._timeline,
             token_ids=tuple(zip(*self._made, strict=True)),
@@ -305,8 +340,9 @@ class _PolicyRun:
         )
         self.close()
 
+    @property
     def result(self) -> PolicyMeasurement:
-        """Return the result."""
+        """What was measured, once it has finished."""
         assert self._result is not None
         return self._result
 
@@ -322,14 +358,8 @@ class _PolicyRun:
         return self._cache
 
 
-def _reserved_bytes(model: nn.Module) -> int:
-    """Return the device memory that torch has reserved (0 on a CPU)."""
-    device = next(model.parameters()).device
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
-
-
-def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, tuple[float, float, float]]:
-    """Return the steps that count, with the busy shares of link and device and the link's rate.
+def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, LaneFigures]:
+    """Return the steps that count, and what the lanes did in them.
 
     A step lasts from the end of the compute of the one before to the end of its own; what the link
     does in that time counts, whichever step it is for.
@@ -338,24 +368,21 @@ def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, tuple[flo
     before = sorted({span.step for span in compute})[warmup_steps - 1]
     start_s = max(span.finish_s for span in compute if span.step == before)
     finish_s = max(span.finish_s for span in compute)
-    loads = timeline.select(H2D_LANES)
-    busy_s = timeline.busy_s(H2D_LANES)
-    shares = (
-        timeline.busy_share(H2D_LANES, start_s, finish_s),
-        timeline.busy_share([Lane.COMPUTE], start_s, finish_s),
-        sum(span.size_bytes for span in loads) / busy_s if busy_s else 0.0,
+    figures = LaneFigures.of(timeline, start_s, finish_s)
+    return without_first(timeline, warmup_steps), figures
+
+
+def _medians(of_rounds: Sequence[LaneFigures]) -> LaneFigures:
+    """Return the median of each figure over the rounds."""
+    names = [one.name for one in fields(LaneFigures) if one.name != "busy"]
+    lanes = {lane: None for figures in of_rounds for lane in figures.busy}
+    return LaneFigures(
+        busy={
+            lane: statistics.median(figures.busy.get(lane, 0.0) for figures in of_rounds)
+            for lane in lanes
+        },
+        **{
+            name: statistics.median(getattr(figures, name) for figures in of_rounds)
+            for name in names
+        },
     )
-    return without_first(timeline, warmup_steps), shares
-
-
-def without_first(timeline: Timeline, steps: int) -> Timeline:
-    """Return a timeline without its first steps and without loads for steps that never ran.
-
-    The steps that are left are numbered from 0.
-    """
-    computed = sorted({span.step for span in timeline.select([Lane.COMPUTE])})
-    number = {step: place for place, step in enumerate(computed[steps:])}
-    kept = tuple(
-        replace(span, step=number[span.step]) for span in timeline.spans if span.step in number
-    )
-    return Timeline(timeline.origin, timeline.label, kept)

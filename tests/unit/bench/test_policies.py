@@ -6,18 +6,17 @@ import pytest
 import torch
 from tests.support import make_batch, make_model, plain_cache
 
-from headrace.cli.measured import comparison_json, comparison_table
-from headrace.engine import measure
-from headrace.engine.decoding import StaticBatch
-from headrace.engine.measure import (
+from headrace.bench import policies as measure
+from headrace.bench.policies import (
     MeasureOptions,
     _counted,
     measure_policies,
-    without_first,
 )
+from headrace.cli.measured import comparison_json, comparison_table
+from headrace.engine.decoding import StaticBatch
 from headrace.errors import ConfigurationError, MemoryBudgetError
 from headrace.hf.rows_cache import RowsCache
-from headrace.timeline import H2D_LANES, Lane, Origin, Span, Timeline
+from headrace.timeline import H2D_LANES, Lane, Origin, Span, Timeline, without_first
 
 POLICIES = ("stream", "kvpr", "recompute", "resident")
 OPTIONS = MeasureOptions(rounds=2, steps_per_round=2, warmup_steps=1)
@@ -139,9 +138,9 @@ def test_steps_that_count_are_those_after_the_warm_up(model, batch, emulated, mo
     monkeypatch.setattr(measure, "time", clock)
     options = MeasureOptions(rounds=2, steps_per_round=3, warmup_steps=2)
     (one,) = measured_with(model, batch, emulated, ("stream",), options)
-    # Step 1 follows the prompt; a turn is of five that are timed, of which the first two do not
-    # count, and five that are recorded.
-    counted = [0.1 * number for number in (4, 5, 6, 14, 15, 16)]
+    # The step after the prompt is not looked at; a turn is of five that are timed, of which the
+    # first two do not count, and five that are recorded.
+    counted = [0.1 * number for number in (3, 4, 5, 13, 14, 15)]
     assert one.step_s == pytest.approx(statistics.median(counted))
     assert one.step_s_range == pytest.approx((counted[0], counted[-1]))
     assert len(one.token_ids[0]) == options.all_steps + 1 == 22
@@ -226,27 +225,38 @@ def test_the_first_steps_and_loads_for_none_are_left_out():
 
 
 def test_shares_count_from_the_end_of_the_warm_up_to_the_end_of_the_last_step():
-    kept, (link, device, rate) = _counted(HAND_MADE, 1)
+    kept, found = _counted(HAND_MADE, 1)
     assert kept == without_first(HAND_MADE, 1)
     # From 4 to 12: the link is busy from 4 to 8, and from 10 to 12 for a step that never ran.
-    assert link == pytest.approx(6 / 8)
-    assert device == pytest.approx((1.0 + 0.5 + 3.0) / 8)
+    assert found.link_busy == pytest.approx(6 / 8)
+    assert found.device_busy == pytest.approx((1.0 + 0.5 + 3.0) / 8)
     # 110 bytes in the 11 seconds in which any load was under way.
-    assert rate == pytest.approx(110 / 11)
+    assert found.link_bytes_per_s == pytest.approx(110 / 11)
+    # A third of the load of 30 that began at 2, two thirds of the last one, and all in between.
+    assert found.dram_bytes_per_s == pytest.approx((10 + 10 + 20 + 20) / 8)
+    assert found.busy == pytest.approx(
+        {
+            Lane.LOAD_KV: (1 + 2 + 2) / 8,
+            Lane.LOAD_ACTIVATIONS: 1 / 8,
+            Lane.COMPUTE: 4.5 / 8,
+            Lane.STORE_KV: 0.5 / 8,
+        }
+    )
+    assert found.host_attend_bytes_per_s == found.rebuild_flops_per_s == 0.0
 
 
 def test_more_warm_up_leaves_fewer_steps():
-    kept, (link, device, _) = _counted(HAND_MADE, 2)
+    kept, found = _counted(HAND_MADE, 2)
     assert kept.steps == (0,)
-    assert link == pytest.approx(2 / 4)
-    assert device == pytest.approx(3 / 4)
+    assert found.link_busy == pytest.approx(2 / 4)
+    assert found.device_busy == pytest.approx(3 / 4)
 
 
 def test_without_loads_there_is_no_rate():
     compute = Timeline(Origin.MEASURED, "", HAND_MADE.select([Lane.COMPUTE]))
-    _, (link, device, rate) = _counted(compute, 1)
-    assert (link, rate) == (0.0, 0.0)
-    assert device == pytest.approx(4.5 / 8)
+    _, found = _counted(compute, 1)
+    assert (found.link_busy, found.link_bytes_per_s) == (0.0, 0.0)
+    assert found.device_busy == pytest.approx(4.5 / 8)
     assert not compute.select(H2D_LANES)
 
 

@@ -1,0 +1,353 @@
+"""Runs a case: fits it to the machine, says the bound, lets everything take turns, keeps it all."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from headrace.bench.budgets import Budget, choose_budget
+from headrace.bench.catalogue import Case
+from headrace.bench.comparison import Comparison, allowed_error
+from headrace.bench.measurement import Agreement, RivalMeasurement, Unable
+from headrace.bench.policies import BatchWork, MeasureOptions, PolicyMeasurement, PolicyRun
+from headrace.bench.rivals import PLAIN, RIVALS, RivalRun
+from headrace.bench.sizes import Fitted, Limits, fit
+from headrace.bench.turns import Run, take_turns
+from headrace.engine.loading import LoadedModel, dummy_model, resolve_device
+from headrace.errors import HeadraceError
+from headrace.hardware.catalog import machine
+from headrace.hardware.emulation import emulated_link_rate
+from headrace.hardware.identity import available_host_memory_bytes
+from headrace.hardware.profile import HardwareProfile
+from headrace.hf.attached_cache import open_backend
+from headrace.hf.machine import machine_profile, shape_of
+from headrace.hf.planning import uncounted_bytes
+from headrace.hf.weights import PlacedWeights
+from headrace.model.shape import ModelShape
+from headrace.plan.plan import make_plan
+from headrace.plan.workload import Workload
+from headrace.units import format_seconds
+
+_CPU_LAYERS = 2
+_FIRST_STEPS = 3
+_ALTERNATING_SHARE = 0.5
+"""Share of a memory that the caches of all runs may take together: else they run in turn."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """How cases are run.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        dtype: of weights and cache.
+        emulate: a published machine that is emulated, on a CPU; None on a GPU.
+        layers: at most so many layers of each model; None: all (on a CPU: 2).
+        policies: instead of a case's own; None: those.
+        rivals: whether rivals run at all.
+        rounds: instead of a case's own.
+        steps: instead of a case's own.
+    """
+
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    emulate: str | None = None
+    layers: int | None = None
+    policies: tuple[str, ...] | None = None
+    rivals: bool = True
+    rounds: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What is expected of a policy before anything is measured.
+
+    Attributes:
+        policy: the policy.
+        bound_s: the least that the machine's rates allow for its step.
+        predicted_step_s: its step by simulation.
+        reason: why it does not fit; empty if it does.
+    """
+
+    policy: str
+    bound_s: float
+    predicted_step_s: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What came out of a case.
+
+    Attributes:
+        case: what was asked for.
+        fitted: the sizes at which it was run.
+        budget: device memory and streamed weights.
+        label: the model in words.
+        alternating: whether runs took turns, or came one after the other.
+        profile: this machine.
+        foreseen: bounds and predictions, from before.
+        policies: what was measured of ours.
+        rivals: what was measured of others.
+        unable: what could not run, and why.
+        agreements: how each run's first logits compare, by its name.
+        seconds: that all of it took.
+    """
+
+    case: Case
+    fitted: Fitted
+    budget: Budget
+    label: str
+    alternating: bool
+    profile: HardwareProfile
+    foreseen: tuple[Foreseen, ...]
+    policies: tuple[PolicyMeasurement, ...]
+    rivals: tuple[RivalMeasurement, ...]
+    unable: tuple[Unable, ...]
+    agreements: dict[str, Agreement]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that ran agrees."""
+        return all(one.passed for one in self.agreements.values())
+
+
+def run_case(
+    case: Case, options: SuiteOptions, say: Say, progress: Say | None = None
+) -> CaseResult:
+    """Run a case.
+
+    Args:
+        case: what is asked for.
+        options: how it is run.
+        say: is called with what shall be read, the bound first.
+        progress: is called with what is being done; None: ``say`` is.
+
+    Raises:
+        HeadraceError: it cannot be run here at all.
+    """
+    progress = progress or say
+    start_s = time.perf_counter()
+    if options.policies is not None:
+        case = replace(case, policies=options.policies)
+    case = replace(case, rivals=case.rivals if options.rivals else ())
+    measuring = MeasureOptions(
+        rounds=options.rounds or case.rounds,
+        steps_per_round=options.steps or case.steps,
+        first_steps=_FIRST_STEPS,
+    )
+    fitted = fit_case(case, options, measuring.all_steps)
+    say(f"{case.name}: {case.model}, {fitted}")
+    loaded = load(fitted, options, measuring.all_steps, progress)
+    profile = machine_profile(loaded.model, emulate=options.emulate, progress=progress)
+    budget = choose_budget(case, fitted, loaded.model, profile, measuring.all_steps)
+    if budget.words:
+        say(budget.words)
+    work = batch(fitted, loaded, profile)
+    progress("how far the plain model differs from itself")
+    work = replace(work, comparison=Comparison(allowed_error(work.model, work.ids, work.mask)))
+    place(loaded.model, budget, profile)
+    foreseen = foresee(case, fitted, loaded.model, profile, budget, measuring.all_steps)
+    for one in foreseen:
+        say(f"  {_foreseen_words(one)}")
+    alternating = may_alternate(case, fitted, budget, loaded.model, measuring.all_steps)
+    measuring = replace(measuring, one_at_a_time=not alternating)
+    policies, rivals, unable, agreements = measure(case, work, measuring, budget, progress)
+    return CaseResult(
+        case=case,
+        fitted=fitted,
+        budget=budget,
+        label=loaded.name,
+        alternating=alternating,
+        profile=profile,
+        foreseen=foreseen,
+        policies=tuple(policies),
+        rivals=tuple(rivals),
+        unable=tuple(unable),
+        agreements=agreements,
+        seconds=time.perf_counter() - start_s,
+    )
+
+
+def fit_case(case: Case, options: SuiteOptions, steps: int) -> Fitted:
+    """Return the sizes at which a case is run on this machine."""
+    device = resolve_device("cpu" if options.emulate else options.device)
+    limits, layers = Limits(available_host_memory_bytes()), options.layers
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        limits = replace(limits, device_bytes=total)
+    else:
+        layers = layers or _CPU_LAYERS
+        rate = gemm_rate(getattr(torch, options.dtype))
+        emulated = machine(options.emulate) if options.emulate else None
+        limits = replace(
+            limits,
+            link_bytes_per_s=emulated_link_rate(emulated, rate) if emulated else None,
+            gemm_flops_per_s=rate,
+            runs=len(case.policies) + (PLAIN in case.rivals),
+        )
+    return fit(case, options.dtype, limits, steps, layers)
+
+
+def gemm_rate(dtype: torch.dtype) -> float:
+    """Return about how many FLOPs a second this CPU's matrix products make."""
+    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    left @ right
+    start_s, count = time.perf_counter(), 0
+    while time.perf_counter() - start_s < 0.2:
+        left @ right
+        count += 1
+    return count * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start_s)
+
+
+def load(fitted: Fitted, options: SuiteOptions, steps: int, progress: Say) -> LoadedModel:
+    """Make a case's model with random weights."""
+    sizes = fitted.sizes
+    progress(f"making {sizes.model} with random weights")
+    whole = sizes.layers == fitted.asked.layers and not sizes.is_slice
+    gc.collect()
+    torch.cuda.empty_cache()
+    return dummy_model(
+        sizes.model,
+        layers=None if whole else sizes.layers,
+        device="cpu" if options.emulate else options.device,
+        dtype=options.dtype,
+        narrow=sizes.narrow,
+        positions=sizes.prompt_len + steps + 1,
+    )
+
+
+def place(model: nn.Module, budget: Budget, profile: HardwareProfile) -> None:
+    """Bring to the host what of a model's weights is to be streamed."""
+    if budget.weights_on_host > 0:
+        device = next(model.parameters()).device
+        PlacedWeights(model, open_backend(device, profile), budget.weights_on_host)
+        torch.cuda.empty_cache()
+
+
+def foresee(
+    case: Case,
+    fitted: Fitted,
+    model: nn.Module,
+    profile: HardwareProfile,
+    budget: Budget,
+    steps: int,
+) -> tuple[Foreseen, ...]:
+    """Return bound and prediction of each policy, before anything is measured."""
+    sizes = fitted.sizes
+    work = Workload(sizes.rows, sizes.prompt_len, steps + 1)
+    shape = shape_of(model)
+    shape = replace(shape, max_context=max(shape.max_context, work.max_context))
+    found = []
+    for policy in case.policies:
+        plan = make_plan(
+            shape,
+            work,
+            profile,
+            policy=policy,
+            gpu_memory_bytes=_counted(model, shape, budget, policy),
+            weights_streamed=budget.weights_on_host,
+        )
+        reason = "" if plan.feasible else "; ".join(plan.reasons[:1])
+        found.append(Foreseen(policy, plan.bound_s, plan.step_s, reason))
+    return tuple(found)
+
+
+def _counted(model: nn.Module, shape: ModelShape, budget: Budget, policy: str) -> int | None:
+    """Return what of a policy's budget the planner may count with."""
+    gpu_bytes = budget.of(policy)
+    if gpu_bytes is None:
+        return None
+    device = next(model.parameters()).device
+    return max(1, gpu_bytes - uncounted_bytes(model, shape, budget.weights_on_host, device))
+
+
+def _foreseen_words(one: Foreseen) -> str:
+    words = (
+        f"{one.policy}: bound {format_seconds(one.bound_s)} a step, predicted "
+        f"{format_seconds(one.predicted_step_s)}"
+    )
+    return f"{words}, but {one.reason}" if one.reason else words
+
+
+def may_alternate(case: Case, fitted: Fitted, budget: Budget, model: nn.Module, steps: int) -> bool:
+    """Return whether there is memory for the caches of all runs at once."""
+    kv_bytes = fitted.sizes.kv_bytes(steps)
+    host_bytes = kv_bytes * len([one for one in case.policies if one != "resident"])
+    device = next(model.parameters()).device
+    on_device = kv_bytes * sum(not RIVALS[rival].offloads for rival in case.rivals)
+    if device.type != "cuda":
+        host_bytes += on_device
+        return host_bytes <= _ALTERNATING_SHARE * available_host_memory_bytes()
+    each = kv_bytes if budget.gpu_bytes is None else min(kv_bytes, budget.gpu_bytes)
+    on_device += 2 * each * len(case.policies)
+    free = torch.cuda.mem_get_info(device)[0]
+    host_bytes += kv_bytes * sum(RIVALS[rival].offloads for rival in case.rivals)
+    return (
+        on_device <= _ALTERNATING_SHARE * free
+        and host_bytes <= _ALTERNATING_SHARE * available_host_memory_bytes()
+    )
+
+
+def batch(fitted: Fitted, loaded: LoadedModel, profile: HardwareProfile) -> BatchWork:
+    """Return a case's batch: random tokens, the same every time."""
+    vocab = int(loaded.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    generator = torch.Generator().manual_seed(0)
+    size = (fitted.sizes.rows, fitted.sizes.prompt_len)
+    ids = torch.randint(3, vocab, size, generator=generator)
+    return BatchWork(loaded.model, ids, torch.ones_like(ids), profile, loaded.name)
+
+
+def measure(
+    case: Case, work: BatchWork, options: MeasureOptions, budget: Budget, progress: Say
+) -> tuple[list[PolicyMeasurement], list[RivalMeasurement], list[Unable], dict[str, Agreement]]:
+    """Let everything take turns; what cannot run says why."""
+    assert work.comparison is not None
+    rivals = [RivalRun(work, RIVALS[rival], options) for rival in case.rivals]
+    policies = [
+        PolicyRun(work, policy, replace(options, gpu_memory=budget.of(policy)))
+        for policy in case.policies
+    ]
+    # The plain model first: the others are compared with it.
+    runs: list[Run] = [*rivals[:1], *policies, *rivals[1:]]
+    unable = take_turns(
+        runs,
+        options.rounds,
+        options.all_steps,
+        options.one_at_a_time,
+        progress,
+        (HeadraceError, torch.OutOfMemoryError),
+        work.comparison.forget,
+    )
+    failed = {one.name for one in unable}
+    agreements = {run.name: work.comparison.agreement(run.name) for run in runs}
+    return (
+        [run.result for run in policies if run.name not in failed],
+        [run.result for run in rivals if run.result is not None],
+        unable,
+        {name: one for name, one in agreements.items() if one is not None},
+    )
+
+
+def run_cases(
+    cases: Sequence[Case], options: SuiteOptions, say: Say, progress: Say | None = None
+) -> list[CaseResult | Unable]:
+    """Run several cases; one that cannot run does not take the others along."""
+    results: list[CaseResult | Unable] = []
+    for case in cases:
+        try:
+            results.append(run_case(case, options, say, progress))
+        except (HeadraceError, torch.OutOfMemoryError) as error:
+            unable = Unable(case.name, " ".join(str(error).split()))
+            results.append(unable)
+            say(f"{case.name}: cannot run here: {unable.reason}")
+    return results
