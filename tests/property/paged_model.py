@@ -131,7 +131,7 @@ class PagedModel:
             for weight in self.weights[layer]
         )
         angle = torch.sin(positions[:, None, :, None] * self.turn)
-        return (key + angle).contiguous(), value.contiguous()
+        return key + angle, value
 
     def step(self, seen):
         """Give the cache the tokens of further columns, bool ``[B, q]``, and compare."""

@@ -22,6 +22,9 @@ _SEPARATE = (
 )
 _FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv", "wqkv", "in_proj")
 
+_PLACES_KEPT = 4
+"""Streamed weights are in one of a few slots."""
+
 
 class KvSource(ABC):
     """Makes keys and values, before norms and rotation, from X."""
@@ -44,6 +47,7 @@ class SeparateLinears(KvSource):
         self._key = key
         self._value = value
         self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._joined: dict[int, list[Tensor]] = {}
         self._copied = False
         self._bias: Tensor | None = None
 
@@ -51,12 +55,22 @@ class SeparateLinears(KvSource):
         """Return keys and values side by side."""
         if not self._pairs:
             return torch.cat([self._key(activations), self._value(activations)], dim=-1)
-        weight, *biases = (_as_one(*pair) for pair in self._pairs)
+        weight, *biases = self._as_one()
         return F.linear(activations, weight, biases[0] if biases else self._bias)
+
+    def _as_one(self) -> list[Tensor]:
+        """Return the pairs as one tensor each; made once for each place where the weights are."""
+        place = self._pairs[0][0].data_ptr()
+        joined = self._joined.get(place)
+        if joined is None:
+            if len(self._joined) >= _PLACES_KEPT:
+                self._joined = {}
+            joined = self._joined[place] = [_as_one(*pair) for pair in self._pairs]
+        return joined
 
     def merge(self) -> None:
         """Bring both weights into one buffer and let the parameters be views of it."""
-        self._pairs = list(_mergeable(self._key, self._value))
+        self._pairs, self._joined = list(_mergeable(self._key, self._value)), {}
         for pair in self._pairs:
             if not _is_one(*pair):
                 _merge(*pair)
@@ -70,7 +84,7 @@ class SeparateLinears(KvSource):
             for layer in (self._key, self._value):
                 for parameter in layer.parameters(recurse=False):
                     parameter.data = parameter.data.clone()
-        self._pairs, self._copied = [], False
+        self._pairs, self._joined, self._copied = [], {}, False
         self._bias = None
 
 

@@ -77,7 +77,7 @@ class LayerProjection:
     rotary: Rotary | None
 
     def rebuild(self, activations_NTM: Tensor, positions_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values ``[N, H, T, D]``, both contiguous.
+        """Return keys and values ``[N, H, T, D]``; D alone is sure to be contiguous.
 
         Args:
             activations_NTM: X of the pages.
@@ -93,12 +93,12 @@ class LayerProjection:
             key = norm(key.flatten(2)).view(key.shape)
         if self.value_norm is not None:
             value = self.value_norm(value)
-        key, value = key.transpose(1, 2), value.transpose(1, 2).contiguous()
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
         if self.rotary is not None:
             key = self.rotary(key, positions_NT)
         if norm is not None and where is KeyNorm.AFTER_ROTATION:
             key = norm(key)
-        return key.contiguous(), value
+        return key, value
 
 
 def find_projection(

@@ -194,7 +194,7 @@ class StepBuilder:
     def _add_batch(self, layer: int, batch: BatchWork) -> tuple[int, tuple[int, ...]]:
         """Append a batch's operations of a layer up to its merge.
 
-        Return the last of them, after which the new K/V are there, and what the merge waits for.
+        Return the one after which the new K/V are there, and what the merge waits for.
         """
         granules = batch.granules[layer]
         loads = self._add_loads(layer, granules)
@@ -202,10 +202,15 @@ class StepBuilder:
         host_tokens = batch.host_tokens[layer] if batch.host_tokens else 0
         host = self._add_host(layer, batch.rows, host_tokens, dense) if host_tokens else ()
         ready = self._rebuild_waits(granules, loads)
+        # While the first load may be under way. In the paper's schedule attention comes at the end.
+        attended = -1 if self._serial else self._add_new(layer, batch)
         for number, granule in enumerate(granules):
             self._add_granule(layer, number, granule, loads[number], ready[number])
-        attended = self._add_attend(Kind.ATTEND_NEW, layer, -1, batch.device_tokens[layer], -1, ())
-        return attended, host
+        return self._add_new(layer, batch) if self._serial else attended, host
+
+    def _add_new(self, layer: int, batch: BatchWork) -> int:
+        """Append the attention to what is on the device anyway."""
+        return self._add_attend(Kind.ATTEND_NEW, layer, -1, batch.device_tokens[layer], -1, ())
 
     def _end_batch(
         self, layer: int, batch: BatchWork, attended: int, host: tuple[int, ...], *, is_last: bool

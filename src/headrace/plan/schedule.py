@@ -74,8 +74,8 @@ def build_step(
     """Return the program of one step.
 
     Each layer has its loads in granule order, among which the next layers' weights come, where they
-    are streamed; its dense work; for each granule a rebuild (X only) and an attend; the attention
-    to what is on the device anyway; the merge; its stores. Dense work waits for its weights, and a
+    are streamed; its dense work; the attention to what is on the device anyway; for each granule a
+    rebuild (X only) and an attend; the merge; its stores. Dense work waits for its weights, and a
     rebuild, or an attend to K/V, for its load; the host attends once the dense work has made the
     queries, and the merge waits for it; stores wait for the layer's ``ATTEND_NEW``, which comes
     after the layer's own K/V are made. The head comes last. Row-by-row, a batch goes through all of
@@ -84,9 +84,10 @@ def build_step(
     after the attention of all batches.
 
     The paper's schedule (``kvpr``) has no look-ahead: a layer's loads wait for the merge of the
-    layer above, and all its rebuilds for its last load of X. If the ring is shorter than the X
-    granules of the layer, they wait for the last one that fits the ring with them. Column-by-column
-    it brings in the next batch's cache while it works on this one's.
+    layer above, all its rebuilds for its last load of X, and the new tokens' attention comes last.
+    If the ring is shorter than the X granules of the layer, they wait for the last one that fits
+    the ring with them. Column-by-column it brings in the next batch's cache while it works on this
+    one's.
 
     Args:
         shape: the model.

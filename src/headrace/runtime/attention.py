@@ -11,12 +11,13 @@ s_i of exponentials and unnormalised output o_i (float32): with m = max m_i,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from headrace.runtime.fused import attend_all, attend_visible, is_fused
+from headrace.runtime.fused import attend_all, is_fused
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Partial:
     total: Tensor
 
 
+def empty_partial(shape: Sequence[int], device: torch.device) -> Partial:
+    """Return a result to be written, of queries of a shape ``[N, H, G, D]``."""
+    return Partial(
+        torch.empty(tuple(shape), dtype=torch.float32, device=device),
+        torch.empty(tuple(shape[:3]), dtype=torch.float32, device=device),
+        torch.empty(tuple(shape[:3]), dtype=torch.float32, device=device),
+    )
+
+
 def group_queries(query: Tensor, num_kv_heads: int) -> Tensor:
     """Return queries ``[B, heads, q, D]`` as ``[B, H, G, D]``, G running over group, then q."""
     rows, heads, q_len, width = query.shape
@@ -68,26 +78,18 @@ def attend(
     value_NHKD: Tensor,
     scoring: Scoring,
     visible: Tensor | None = None,
-    bias: Tensor | None = None,
 ) -> Partial:
     """Attend each of N groups of queries to its own keys.
 
     Args:
         query_NHGD: queries, in the cache's dtype.
-        key_NHKD: keys; products of batch dimensions are contiguous, so that no copy is made.
+        key_NHKD: keys; those that are not contiguous are copied.
         value_NHKD: values.
         scoring: scale, soft cap. (A window must be part of ``visible``.)
         visible: bool, broadcastable to ``[N, H, G, K]``; None when every key is visible.
-        bias: the same as ``fused.visible_bias`` has it, if the caller has made that.
     """
-    if scoring.softcap is None and is_fused(query_NHGD):
-        if visible is None:
-            return Partial(*attend_all(query_NHGD, key_NHKD, value_NHKD, scoring.scale))
-        if bias is not None:
-            size = (*query_NHGD.shape[:3], key_NHKD.shape[2])
-            return Partial(
-                *attend_visible(query_NHGD, key_NHKD, value_NHKD, scoring.scale, bias.expand(size))
-            )
+    if scoring.softcap is None and visible is None and is_fused(query_NHGD):
+        return Partial(*attend_all(query_NHGD, key_NHKD, value_NHKD, scoring.scale))
     groups, heads, grouped, width = query_NHGD.shape
     keys = key_NHKD.shape[2]
     scores = _bmm_float32(

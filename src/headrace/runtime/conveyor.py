@@ -24,7 +24,7 @@ from headrace.runtime.granules import Granule
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.lanes import Backend, Copy, Event
-from headrace.runtime.layer_attention import LayerAttention, attend_granule
+from headrace.runtime.layer_attention import LayerAttention
 from headrace.runtime.pages import PageKind
 from headrace.runtime.recorder import Recorder
 from headrace.runtime.staging import StagingRing
@@ -145,7 +145,10 @@ class Conveyor:
         self._lookahead = True
         self._released = 0
         self._next_base = 0
-        self._runs: WeakKeyDictionary[Granule, list[tuple[int, int]]] = WeakKeyDictionary()
+        self._copies: WeakKeyDictionary[Granule, dict[tuple[int, int], list[Copy]]] = (
+            WeakKeyDictionary()
+        )
+        self._positions: WeakKeyDictionary[Granule, Tensor] = WeakKeyDictionary()
         self._rebuilt: tuple[Tensor, Tensor] | None = None
         self._compute_since: object = None
 
@@ -274,25 +277,35 @@ class Conveyor:
         reader = self._ring.reader_done(slot)
         stored = self._last_store(operation.layer)
         after = [*after, *(event for event in (reader, stored) if event is not None)]
-        views = self._staged(granule, operation.layer, slot)
-        copies, done = [], 0
-        for first, count in self._runs_of(granule):
-            pages = self._store.pages(granule.kind, operation.layer, first, count)
-            copies += [
-                Copy(view[done : done + count], page)
-                for view, page in zip(views, pages, strict=True)
-            ]
-            done += count
+        copies = self._copies_of(granule, operation.layer, slot)
         event = self._backend.transfer(operation.lane, copies, after)
         loads.events[operation.load_number] = event
         self._recorder.note(loads.step, operation, event)
 
-    def _runs_of(self, granule: Granule) -> list[tuple[int, int]]:
-        """Return a granule's pages as runs; found once, for all layers and steps."""
-        runs = self._runs.get(granule)
-        if runs is None:
-            runs = self._runs[granule] = self._store.runs(granule.kind, granule.pages)
-        return runs
+    def _copies_of(self, granule: Granule, layer: int, slot: int) -> Sequence[Copy]:
+        """Return the copies that bring a granule into a slot; found once, for all steps."""
+        known = self._copies.setdefault(granule, {})
+        copies = known.get((layer, slot))
+        if copies is None:
+            views = self._staged(granule, layer, slot)
+            copies, done = [], 0
+            for first, count in self._store.runs(granule.kind, granule.pages):
+                pages = self._store.pages(granule.kind, layer, first, count)
+                copies += [
+                    Copy(view[done : done + count], page)
+                    for view, page in zip(views, pages, strict=True)
+                ]
+                done += count
+            known[layer, slot] = copies
+        return copies
+
+    def _positions_of(self, granule: Granule) -> Tensor:
+        """Return the positions of a granule's tokens; gathered once, for all layers and steps."""
+        positions = self._positions.get(granule)
+        if positions is None:
+            positions = self._store.positions.index_select(0, granule.page_index)
+            self._positions[granule] = positions
+        return positions
 
     def _staged(self, granule: Granule, layer: int, slot: int) -> tuple[Tensor, ...]:
         """Return the views of a slot that hold a granule: (X,), or keys and values."""
@@ -311,7 +324,9 @@ class Conveyor:
         """
         assert self._current is not None
         source = self._current.source
-        attention = LayerAttention(work.query, source.granules, source.table, self._workspace_bytes)
+        attention = LayerAttention(
+            work.query, source.granules, source.table, work.scoring, self._workspace_bytes
+        )
         for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:
                 # Whoever called the layer has waited for its weights.
@@ -373,7 +388,7 @@ class Conveyor:
         if operation.kind is Kind.REBUILD:
             self._rebuild_granule(operation)
         elif operation.kind is Kind.ATTEND:
-            self._attend_granule(operation, work, attention)
+            self._attend_granule(operation, attention)
         elif operation.kind is Kind.ATTEND_NEW:
             attention.add_new(work.attend_new())
         elif operation.kind is Kind.MERGE:
@@ -386,13 +401,10 @@ class Conveyor:
         granule = self._current.source.granules[operation.granule]
         slot = (self._current.base + operation.load_number) % self._ring.slots
         (activations,) = self._staged(granule, operation.layer, slot)
-        positions = self._store.positions.index_select(0, granule.page_index)
-        self._rebuilt = self._rebuild(operation.layer, activations, positions)
+        self._rebuilt = self._rebuild(operation.layer, activations, self._positions_of(granule))
         self._give_back(slot)
 
-    def _attend_granule(
-        self, operation: Operation, work: LayerWork, attention: LayerAttention
-    ) -> None:
+    def _attend_granule(self, operation: Operation, attention: LayerAttention) -> None:
         assert self._current is not None
         granule = self._current.source.granules[operation.granule]
         slot = (self._current.base + operation.load_number) % self._ring.slots
@@ -403,8 +415,7 @@ class Conveyor:
             key, value = self._staged(granule, operation.layer, slot)
         else:
             key, value = self._store.gather(granule.kind, operation.layer, granule.pages)
-        part = attend_granule(granule, work.query, key, value, work.scoring, self._workspace_bytes)
-        attention.add_granule(granule, part)
+        attention.attend_granule(granule, key, value)
         if granule.kind is PageKind.KV:
             self._give_back(slot)
 

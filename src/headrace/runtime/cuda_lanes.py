@@ -61,6 +61,7 @@ class CudaFlag(Flag):
     def __init__(self, number: Tensor, device: torch.device) -> None:
         self._number = number
         self._value = number.numpy()
+        self.address = number.data_ptr()
         self._device = device
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._value[0] = 0
@@ -91,13 +92,14 @@ class CudaSignal(Event):
     wait for all that is under way, and that may wait for the very thread.
 
     Args:
-        value: the number that the stream writes.
+        value: int32, one element, in registered host memory; the stream writes it.
         number: what it is then.
         now_s: tells the time.
     """
 
-    def __init__(self, value: NDArray[np.int32], number: int, now_s: Callable[[], float]) -> None:
-        self._value = value
+    def __init__(self, value: Tensor, number: int, now_s: Callable[[], float]) -> None:
+        self._value: NDArray[np.int32] = value.numpy()
+        self.word = value.data_ptr(), number
         self._number = number
         self._now_s = now_s
         self._seen_s = 0.0
@@ -148,6 +150,10 @@ class CudaBackend(Backend):
         self._last: dict[tuple[Lane, ...], tuple[Lane, torch.cuda.Event]] = {}
         self._registered: list[Tensor] = []
         self._driver = ctypes.CDLL("libcuda.so.1")
+        self._start_load = self._driver.cuMemcpyHtoDAsync_v2
+        self._start_store = self._driver.cuMemcpyDtoHAsync_v2
+        for start in (self._start_load, self._start_store):
+            start.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
         self._signal: Tensor | None = None
         self._signals = 0
         self._current: tuple[int, torch.cuda.Stream] | None = None
@@ -177,16 +183,9 @@ class CudaBackend(Backend):
 
     def _copy(self, copy: Copy, stream: int, to_device: bool) -> None:
         """Enqueue a copy by the driver itself: torch's takes several times as long to launch."""
+        start = self._start_load if to_device else self._start_store
         destination, source = copy.destination.data_ptr(), copy.source.data_ptr()
-        start = (
-            self._driver.cuMemcpyHtoDAsync_v2 if to_device else self._driver.cuMemcpyDtoHAsync_v2
-        )
-        status = start(
-            ctypes.c_uint64(destination),
-            ctypes.c_uint64(source),
-            ctypes.c_size_t(copy.size_bytes),
-            ctypes.c_void_p(stream),
-        )
+        status = start(destination, source, copy.size_bytes, stream)
         if status != 0:
             raise HeadraceError(f"a copy could not be started (CUDA error {status})")
 
@@ -279,7 +278,7 @@ class CudaBackend(Backend):
                 f"the device cannot tell the host (cuStreamWriteValue32: error {status}); use a "
                 "policy other than 'host', or host_fraction=0"
             )
-        return [CudaSignal(self._signal.numpy(), self._signals, self.now_s)]
+        return [CudaSignal(self._signal, self._signals, self.now_s)]
 
     @property
     def _compute(self) -> torch.cuda.Stream:

@@ -30,13 +30,13 @@ from headrace.runtime.host_fallback import attend_with_torch
 from headrace.runtime.native.library import (
     LOADER,
     OFF,
+    STATUS,
     Call,
     NativeUnavailableError,
     asked_variant,
     runnable_variants,
 )
-
-_STATUS = {1: "a size is not allowed", 2: "there is not enough host memory"}
+from headrace.runtime.native_lane import NativeLane, PreparedCall
 
 TORCH = "torch"
 """The variant's name where the native library is not used."""
@@ -131,6 +131,26 @@ class HostAttention:
         self._raise_for(self._library.headrace_attend(self._pool, ctypes.byref(call)))
         return result
 
+    def prepare(
+        self,
+        query: Tensor,
+        pages: LayerPages,
+        entries: RowEntries,
+        scoring: Scoring,
+        result: Partial,
+    ) -> PreparedCall:
+        """Return a call of ``attend`` for a lane; arguments and errors are the same."""
+        _check_call(query, pages, entries, scoring, result)
+        call = _call(query, pages, entries, scoring, result)
+        return PreparedCall(call, (query, pages, entries, result))
+
+    def lane(self) -> NativeLane | None:
+        """Return a new lane of these threads, or None where torch attends."""
+        self._check_open()
+        if self._library is None or self._pool is None:
+            return None
+        return NativeLane(self._library, self._pool)
+
     def stream_read(self, *buffers: Tensor) -> None:
         """Read buffers from end to end with all threads, as fast as they can.
 
@@ -165,7 +185,7 @@ class HostAttention:
 
     def _raise_for(self, status: int) -> None:
         if status != 0:
-            raise HeadraceError(f"host attention failed: {_STATUS.get(status, status)}")
+            raise HeadraceError(f"host attention failed: {STATUS.get(status, status)}")
 
 
 def empty_result(shape: Sequence[int]) -> Partial:

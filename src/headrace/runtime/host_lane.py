@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,10 @@ from headrace.errors import HeadraceError
 from headrace.runtime.attention import Partial, Scoring
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.lanes import Attended, Backend, Event, Mailbox
+from headrace.runtime.native.library import STATUS, Done
+from headrace.runtime.native_lane import NativeLane, PreparedCall
+
+_GLANCE_S = 1e-4
 
 
 class HostKernel(Protocol):
@@ -36,6 +41,19 @@ class HostKernel(Protocol):
         result: Partial,
     ) -> None:
         """Attend a layer's queries ``[B, H, G, D]`` to their entries; write into ``result``."""
+
+    def lane(self) -> NativeLane | None:
+        """Return a native lane, or None where there is none."""
+
+    def prepare(
+        self,
+        layer: int,
+        query: Tensor,
+        entries: RowEntries,
+        scoring: Scoring,
+        result: Partial,
+    ) -> PreparedCall:
+        """Return a call of ``attend`` for a native lane."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,39 @@ class HostEvent(Event):
         return self._times_s
 
 
+class NativeHostEvent(Event):
+    """The end of the cores' work for a layer, done by a native lane.
+
+    Args:
+        done: what the lane writes.
+        epoch_s: the backend's epoch, by ``time.perf_counter``.
+    """
+
+    def __init__(self, done: Done, epoch_s: float) -> None:
+        self._done = done
+        self._epoch_s = epoch_s
+
+    @property
+    def status(self) -> int:
+        """Negative until it has happened; 0 if all went well."""
+        return int(self._done.status)
+
+    def wait_on_host(self) -> None:
+        """Look until it has happened."""
+        while self.status < 0:
+            time.sleep(_GLANCE_S)
+
+    def times_s(self) -> tuple[float, float]:
+        """Return start and finish, seconds since the backend's epoch."""
+        self.wait_on_host()
+        return self._done.start_s - self._epoch_s, self._done.finish_s - self._epoch_s
+
+
 class HostLane:
     """Lets the cores attend, a layer at a time.
+
+    Where the device's signals are plain memory, a native thread waits for them and attends. Else,
+    and where torch attends, a thread of the interpreter does.
 
     At most one layer is under way, so that one mailbox serves them all: a layer's queries are
     written after the merge of the layer above, which has read that one's result.
@@ -90,10 +139,17 @@ class HostLane:
         self._number = 0
         self._query: Mailbox | None = None
         self._result: tuple[Mailbox, Mailbox, Mailbox] | None = None
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._views: dict[torch.Size, tuple[Tensor, Tensor, Partial]] = {}
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="headrace-host-attend", daemon=True)
-        self._thread.start()
+        self._last: NativeHostEvent | None = None
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._epoch_s = time.perf_counter() - backend.now_s()
+        self._native = None if self._flag.address is None else kernel.lane()
+        self._thread: threading.Thread | None = None
+        if self._native is None:
+            name = "headrace-host-attend"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
 
     def begin(
         self,
@@ -102,7 +158,7 @@ class HostLane:
         entries: RowEntries,
         scoring: Scoring,
         stored: Event | None,
-    ) -> HostEvent:
+    ) -> Event:
         """Start a layer.
 
         Args:
@@ -115,31 +171,38 @@ class HostLane:
         Returns:
             The event of the end of the cores' work.
         """
-        self._raise_error()
-        self._fit(query)
-        assert self._query is not None
-        assert self._result is not None
-        down, up = self._query, self._result
-        size = query.numel()
-        flat = down.device[:size]
+        self.check()
+        sent, query_host, result = self._mail(query)
         # An element-wise kernel, not a copy: copies would queue behind the lanes' transfers.
-        torch.mul(query.reshape(-1), 1, out=flat)
+        torch.mul(query.reshape(-1), 1, out=sent)
         self._number += 1
         after = self._backend.host_marks(stored)
+        if self._native is not None:
+            return self._push(layer, query_host, entries, scoring, result, after)
         event = HostEvent()
         self._jobs.put(
-            _Job(
-                self._number,
-                layer,
-                entries,
-                scoring,
-                down.host[:size].view(query.shape),
-                _partial([box.host for box in up], query.shape),
-                after,
-                event,
-            )
+            _Job(self._number, layer, entries, scoring, query_host, result, after, event)
         )
         return event
+
+    def _push(
+        self,
+        layer: int,
+        query: Tensor,
+        entries: RowEntries,
+        scoring: Scoring,
+        result: Partial,
+        after: Sequence[Event],
+    ) -> NativeHostEvent:
+        """Hand a layer to the native lane."""
+        assert self._native is not None
+        assert self._flag.address is not None
+        (signal,) = after
+        assert signal.word is not None
+        prepared = self._kernel.prepare(layer, query, entries, scoring, result)
+        done = self._native.push(prepared, signal.word, (self._flag.address, self._number))
+        self._last = NativeHostEvent(done, self._epoch_s)
+        return self._last
 
     def result(self, shape: torch.Size) -> Partial:
         """Return the result of the layer that was begun last; compute waits for it.
@@ -156,12 +219,11 @@ class HostLane:
 
     def close(self) -> None:
         """End the thread, once it has done what was begun."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise HeadraceError(f"the host's attention failed: {self._error}") from self._error
+        if self._native is not None:
+            self._native.close()
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
 
     def check(self) -> None:
         """Raise what the cores' work raised, if it did.
@@ -169,19 +231,36 @@ class HostLane:
         Raises:
             HeadraceError: it failed; what came up since then is worthless.
         """
-        self._raise_error()
+        if self._error is not None:
+            raise HeadraceError(f"the host's attention failed: {self._error}") from self._error
+        if self._last is not None and self._last.status > 0:
+            reason = STATUS.get(self._last.status, str(self._last.status))
+            raise HeadraceError(f"the host's attention failed: {reason}")
 
-    def _fit(self, query: Tensor) -> None:
-        """Make the mailboxes large enough (in the first step only)."""
-        if self._query is not None and self._query.host.numel() >= query.numel():
-            return
-        heads = query[..., 0].numel()
-        self._query = self._backend.mailbox((query.numel(),), query.dtype)
-        self._result = (
-            self._backend.mailbox((query.numel(),), torch.float32),
-            self._backend.mailbox((heads,), torch.float32),
-            self._backend.mailbox((heads,), torch.float32),
-        )
+    def _mail(self, query: Tensor) -> tuple[Tensor, Tensor, Partial]:
+        """Return where queries are written, where the host finds them, and where its result goes.
+
+        Mailboxes are made in the first step, and made anew only for more queries.
+        """
+        if self._query is None or self._query.host.numel() < query.numel():
+            heads = query[..., 0].numel()
+            self._query = self._backend.mailbox((query.numel(),), query.dtype)
+            self._result = (
+                self._backend.mailbox((query.numel(),), torch.float32),
+                self._backend.mailbox((heads,), torch.float32),
+                self._backend.mailbox((heads,), torch.float32),
+            )
+            self._views = {}
+        assert self._result is not None
+        views = self._views.get(query.shape)
+        if views is None:
+            size = query.numel()
+            views = self._views[query.shape] = (
+                self._query.device[:size],
+                self._query.host[:size].view(query.shape),
+                _partial([box.host for box in self._result], query.shape),
+            )
+        return views
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from headrace.runtime.attention import Partial, Scoring
 from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.host_entries import LayerPages, RowEntries
+from headrace.runtime.native_lane import NativeLane, PreparedCall
 from headrace.runtime.pages import Page, PageKind, Row
 from headrace.runtime.store import PageStore
 
@@ -56,6 +57,7 @@ class StoreKernel:
         self._store = store
         self._attention = attention or shared_attention()
         self._pages: dict[int, tuple[int, LayerPages]] = {}
+        self._prepared: dict[int, tuple[tuple[object, ...], PreparedCall]] = {}
 
     @property
     def reason(self) -> str | None:
@@ -67,6 +69,21 @@ class StoreKernel:
     ) -> None:
         """Attend a layer's queries ``[B, H, G, D]`` to their entries; write into ``result``."""
         self._attention.attend(query, self._pages_of(layer), entries, scoring, result)
+
+    def lane(self) -> NativeLane | None:
+        """Return a lane of the cores that needs no interpreter, or None where there is none."""
+        return self._attention.lane()
+
+    def prepare(
+        self, layer: int, query: Tensor, entries: RowEntries, scoring: Scoring, result: Partial
+    ) -> PreparedCall:
+        """Return a call of ``attend`` for a lane; in most steps it is that of the step before."""
+        key = (entries, self._store.growths, scoring, query.shape, query.data_ptr())
+        known = self._prepared.get(layer)
+        if known is None or known[0] != key:
+            made = self._attention.prepare(query, self._pages_of(layer), entries, scoring, result)
+            known = self._prepared[layer] = key, made
+        return known[1]
 
     def _pages_of(self, layer: int) -> LayerPages:
         known = self._pages.get(layer)

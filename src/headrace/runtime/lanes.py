@@ -33,6 +33,10 @@ class Copy:
 class Event(ABC):
     """Something that will have happened: the end of a transfer, or of compute so far."""
 
+    word: tuple[int, int] | None = None
+    """Address of an int32 in host memory and the number that the device writes there when it has
+    happened, if it does; then a thread needs nothing else to see it."""
+
     @abstractmethod
     def wait_on_host(self) -> None:
         """Block the calling thread until it has happened; raise what the transfer raised."""
@@ -76,6 +80,9 @@ class Attended:
 
 class Flag(ABC):
     """A number that the host raises and that compute waits for."""
+
+    address: int | None = None
+    """Of an int32 in host memory, if raising that is all that there is to it."""
 
     @abstractmethod
     def reach(self, number: int) -> None:

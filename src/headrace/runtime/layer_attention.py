@@ -18,9 +18,11 @@ from headrace.runtime.attention import (
     Scoring,
     attend,
     concatenate,
+    empty_partial,
     merge_entries,
     normalised,
 )
+from headrace.runtime.gpu_kernels import kernels_for
 from headrace.runtime.granules import Granule
 
 
@@ -32,9 +34,10 @@ class LayerAttention:
 
     Args:
         query: grouped queries ``[B, H, G, D]``.
-        granules: all that will be added, in order.
+        granules: all that will be attended to, in order.
         table: of their entries, and one or two more for each row (``layer_table``).
-        workspace_bytes: bound on the partial results that are kept.
+        scoring: scale and soft cap.
+        workspace_bytes: bound on the partial results that are kept, and on scores.
     """
 
     def __init__(
@@ -42,18 +45,38 @@ class LayerAttention:
         query: Tensor,
         granules: Sequence[Granule],
         table: EntryTable,
+        scoring: Scoring,
         workspace_bytes: int,
     ) -> None:
         self._query = query
         self._table = table
+        self._scoring = scoring
+        self._workspace_bytes = workspace_bytes
         entries = sum(granule.entries for granule in granules)
         self._merge_once = entries * query[0].numel() * 4 <= workspace_bytes
+        self._kernels = kernels_for(query) if self._merge_once else None
+        self._buffer: Partial | None = None
+        if self._kernels is not None and entries:
+            self._buffer = empty_partial((entries, *query.shape[1:]), query.device)
+        self._filled = 0
         self._parts: list[Partial] = []
+        self._new: Partial | None = None
+        self._host: Partial | None = None
         self._accumulator: Accumulator | None = None
         self._whole: Tensor | None = None
 
-    def add_granule(self, granule: Granule, part: Partial) -> None:
-        """Add the attention of a granule's entries."""
+    def attend_granule(self, granule: Granule, key: Tensor, value: Tensor) -> None:
+        """Attend to a granule's pages ``[N, H, T, D]``."""
+        room = None
+        if self._buffer is not None:
+            some = slice(self._filled, self._filled + granule.entries)
+            room = Partial(
+                self._buffer.output[some], self._buffer.maximum[some], self._buffer.total[some]
+            )
+            self._filled = some.stop
+        part = attend_granule(
+            granule, self._query, key, value, self._scoring, self._workspace_bytes, room
+        )
         if self._merge_once:
             self._parts.append(part)
         else:
@@ -63,17 +86,12 @@ class LayerAttention:
         """Add the attention of all rows to what is on the device anyway."""
         if isinstance(result, Tensor):
             self._whole = result
-        elif self._parts:
-            self._parts.append(result)
         else:
-            self._accumulated.add(result)
+            self._new = result
 
     def add_host(self, part: Partial) -> None:
-        """Add what the host's cores attended to, after all else."""
-        if self._parts:
-            self._parts.append(part)
-        else:
-            self._accumulated.add(part)
+        """Add what the host's cores attended to."""
+        self._host = part
 
     @property
     def _accumulated(self) -> Accumulator:
@@ -83,16 +101,47 @@ class LayerAttention:
 
     def merge(self) -> None:
         """Merge all parts into the output."""
-        if self._parts:
-            merged = merge_entries(concatenate(self._parts), self._table)
+        of_rows = [part for part in (self._new, self._host) if part is not None]
+        if self._kernels is not None and (self._buffer is not None or of_rows):
+            self._merge_by_kernel()
+        elif self._parts:
+            merged = merge_entries(concatenate([*self._parts, *of_rows]), self._table)
             self._whole = normalised(merged, self._query.dtype)
-        elif self._accumulator is not None:
-            self._whole = self._accumulator.output(self._query.dtype)
+        elif self._accumulator is not None or of_rows:
+            for part in of_rows:
+                self._accumulated.add(part)
+            self._whole = self._accumulated.output(self._query.dtype)
+
+    def _merge_by_kernel(self) -> None:
+        assert self._kernels is not None
+        self._whole = torch.empty_like(self._query, memory_format=torch.contiguous_format)
+        parts = self._buffer or empty_partial((0, *self._query.shape[1:]), self._query.device)
+        self._kernels.merge_parts(parts, self._table, self._new, self._host, self._whole)
 
     def output(self) -> Tensor:
         """Return the normalised output ``[B, H, G, D]``."""
         assert self._whole is not None
         return self._whole
+
+
+def attend_own(
+    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, visible: Tensor
+) -> Partial:
+    """Attend each row's queries to its own keys.
+
+    Args:
+        query: grouped queries ``[B, H, G, D]``.
+        key: ``[B, H, T, D]``.
+        value: ``[B, H, T, D]``.
+        scoring: scale and soft cap.
+        visible: bool ``[B, 1, 1, T]``.
+    """
+    kernels = kernels_for(query)
+    if kernels is None:
+        return attend(query, key, value, scoring, visible)
+    result = empty_partial(query.shape, query.device)
+    kernels.attend_pages(query, key, value, scoring, result, visible_ET=visible[:, 0, 0])
+    return result
 
 
 def attend_granule(
@@ -102,6 +151,7 @@ def attend_granule(
     value: Tensor,
     scoring: Scoring,
     workspace_bytes: int,
+    room: Partial | None = None,
 ) -> Partial:
     """Attend to a granule; return the result of each of its entries.
 
@@ -112,7 +162,22 @@ def attend_granule(
         value: their values.
         scoring: scale and soft cap.
         workspace_bytes: bound on the scores that exist at once; queries are cut to keep it.
+        room: where the result goes, if kernels of our own make it; None: into new memory.
     """
+    kernels = kernels_for(query)
+    if kernels is not None:
+        result = room or empty_partial((granule.entries, *query.shape[1:]), query.device)
+        kernels.attend_pages(
+            query,
+            key,
+            value,
+            scoring,
+            result,
+            granule.entry_row,
+            granule.entry_page,
+            granule.visible,
+        )
+        return result
     if granule.entry_page is not None:
         key = key.index_select(0, granule.entry_page)
         value = value.index_select(0, granule.entry_page)

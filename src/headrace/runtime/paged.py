@@ -25,18 +25,17 @@ from headrace.runtime.attention import (
     Accumulator,
     Partial,
     Scoring,
-    attend,
     attend_causal,
     group_queries,
     ungroup_output,
 )
 from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
 from headrace.runtime.flat import FlatCache
-from headrace.runtime.fused import visible_bias
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.host_pages import StoreKernel, row_entries
 from headrace.runtime.lanes import Backend, Event
+from headrace.runtime.layer_attention import attend_own
 from headrace.runtime.layout import Layout
 from headrace.runtime.moves import StepIndex, index_moves
 from headrace.runtime.pages import Page, PageKind, Row, StepMoves
@@ -65,7 +64,6 @@ class _Step:
         fresh: whether no row had anything cached before.
         spans: rows by the span of their inputs, if each is contiguous.
         visible: bool ``[B, 1, 1, T]``; places of the tail that are seen.
-        bias: the same, as fused kernels take it, or None.
         tail_token: int64 ``[B, T]``; 0 for such a place, -1 for others (older than any query).
         column_Bq: int64; column of the padded batch of each input, -1 for padding.
     """
@@ -76,7 +74,6 @@ class _Step:
     fresh: bool
     spans: dict[tuple[int, int], list[int]] | None
     visible: Tensor
-    bias: Tensor | None
     tail_token: Tensor
     column_Bq: Tensor
 
@@ -293,7 +290,6 @@ class PagedCache:
             fresh=fresh,
             spans=row_spans(moves.new) if fresh else None,
             visible=visible,
-            bias=visible_bias(visible, self._settings.dtype) if visible.is_cuda else None,
             tail_token=visible[:, 0, 0].to(torch.int64) - 1,
             column_Bq=torch.where(index.token_Bq >= 0, column, -1),
         )
@@ -382,7 +378,7 @@ class PagedCache:
             if step.moves.generated:
                 self._tail.write(layer, key, value, step.index, step.rows)
                 tail = self._tail.layer(layer, step.rows)
-                return attend(grouped, *tail, scoring, step.visible, step.bias)
+                return attend_own(grouped, *tail, scoring, step.visible)
             if step.fresh and step.spans is not None and scoring.softcap is None:
                 output = attend_prompt(query, key, value, scoring.scale, step.spans)
                 return group_queries(output, key.shape[1])

@@ -28,11 +28,11 @@ def test_a_layer_in_order():
         Kind.LOAD_ACTIVATIONS,
         Kind.LOAD_KV,
         Kind.DENSE,
+        Kind.ATTEND_NEW,
         Kind.ATTEND,
         Kind.REBUILD,
         Kind.ATTEND,
         Kind.ATTEND,
-        Kind.ATTEND_NEW,
         Kind.MERGE,
     ]
     assert kinds(program, 2) == [Kind.DENSE, Kind.ATTEND_NEW, Kind.MERGE]
@@ -43,7 +43,7 @@ def test_a_layer_in_order():
 
 def test_operations_carry_their_work():
     program = program_of([X, KV], Policy.RECOMPUTE)
-    load_x, load_kv, dense, rebuild, attend_x, attend_kv, attend_new, _ = program.operations[:8]
+    load_x, load_kv, dense, attend_new, rebuild, attend_x, attend_kv, _ = program.operations[:8]
     assert (load_x.lane, load_kv.lane) == (Lane.LOAD_ACTIVATIONS, Lane.LOAD_KV)
     assert (load_x.load_number, load_kv.load_number) == (0, 1)
     assert dense.flops > 0
@@ -95,7 +95,7 @@ def test_stores_wait_for_the_new_kv():
     stores = [[(Kind.STORE_KV, 10), (Kind.STORE_ACTIVATIONS, 5)]] * SHAPE.num_layers
     program = program_of([KV], Policy.STREAM, stores=stores)
     in_layer = [op for op in program.operations if op.layer == 0]
-    attend_new, _, store_kv, store_x = in_layer[-4:]
+    attend_new, _, _, store_kv, store_x = in_layer[-5:]
     assert (store_kv.lane, store_x.lane) == (Lane.STORE_KV, Lane.STORE_ACTIVATIONS)
     assert store_kv.waits_for == store_x.waits_for == (attend_new.index,)
     assert (store_kv.link_bytes, store_x.link_bytes) == (10, 5)

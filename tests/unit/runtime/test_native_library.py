@@ -24,6 +24,9 @@ const char* headrace_source_hash() { return HEADRACE_SOURCE_HASH; }
 const char* headrace_variants() { return "portable"; }
 void* headrace_pool_create(int, const char*) { return nullptr; }
 void headrace_pool_destroy(void*) {}
+void* headrace_lane_create(void*) { return nullptr; }
+void headrace_lane_destroy(void*) {}
+int headrace_lane_push(void*, const void*, const void*, const void*, void*) { return 0; }
 int headrace_attend(void*, const void*) { return 0; }
 unsigned long headrace_stream_read(void*, const void*, long) { return 0; }
 }

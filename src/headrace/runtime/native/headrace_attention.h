@@ -23,7 +23,9 @@ enum headrace_dtype { HEADRACE_FLOAT32 = 0, HEADRACE_FLOAT16 = 1, HEADRACE_BFLOA
 enum headrace_status {
   HEADRACE_OK = 0,
   HEADRACE_BAD_CALL = 1,  // a size or the dtype is not allowed
-  HEADRACE_NO_MEMORY = 2
+  HEADRACE_NO_MEMORY = 2,
+  HEADRACE_NO_SIGNAL = 3,  // the device did not say that the queries are there
+  HEADRACE_GIVEN_UP = 4    // the lane was ending, or an earlier call of it had failed
 };
 
 // Threads that live as long as the pool, and their buffers.
@@ -83,6 +85,36 @@ HEADRACE_API int headrace_attend(headrace_pool* pool, const headrace_call* call)
 // Reads memory from end to end with all threads, as fast as they can; returns a sum of it. This is
 // the rate that attention is measured against.
 HEADRACE_API uint64_t headrace_stream_read(headrace_pool* pool, const void* data, int64_t bytes);
+
+// A thread of its own, which takes part in a pool's calls when the device says so.
+typedef struct headrace_lane headrace_lane;
+
+// A number in memory that the device reaches too. It never falls.
+typedef struct headrace_word {
+  int32_t* address;
+  int32_t number;
+} headrace_word;
+
+// How a call of a lane ended; seconds of the monotonic clock.
+typedef struct headrace_done {
+  int32_t status;  // a headrace_status, written last; the caller sets it to another number before
+  double start_s;
+  double finish_s;
+} headrace_done;
+
+// Returns NULL where the thread cannot be had.
+HEADRACE_API headrace_lane* headrace_lane_create(headrace_pool* pool);
+
+// Ends the thread once it has done what was pushed and the device has asked for. None may be pushed
+// any more. The pool must still be there.
+HEADRACE_API void headrace_lane_destroy(headrace_lane* lane);
+
+// Attends, after all calls that were pushed before, as soon as `signal` is reached; then sets
+// `done` and raises `flag`. The call's memory, and `done`, are the lane's until then. Returns a
+// headrace_status: whether it was pushed.
+HEADRACE_API int headrace_lane_push(headrace_lane* lane, const headrace_call* call,
+                                    const headrace_word* signal, const headrace_word* flag,
+                                    headrace_done* done);
 
 #ifdef __cplusplus
 }

@@ -48,6 +48,31 @@ class Call(ctypes.Structure):
     ]
 
 
+class Word(ctypes.Structure):
+    """``headrace_word``: a number in memory that device and host both reach."""
+
+    _fields_: ClassVar = [("address", ctypes.c_void_p), ("number", ctypes.c_int32)]
+
+
+class Done(ctypes.Structure):
+    """``headrace_done``: how a call of a lane ended."""
+
+    _fields_: ClassVar = [
+        ("status", ctypes.c_int32),
+        ("start_s", ctypes.c_double),
+        ("finish_s", ctypes.c_double),
+    ]
+
+
+STATUS = {
+    1: "a size is not allowed",
+    2: "there is not enough host memory",
+    3: "the device made no queries within two minutes",
+    4: "an earlier layer failed, or the cache was closed",
+}
+"""What a ``headrace_status`` other than 0 says."""
+
+
 def asked_variant(variant: str | None = None) -> str | None:
     """Return the variant that is asked for, by argument or by ``$HEADRACE_NATIVE``, or None.
 
@@ -136,6 +161,14 @@ def _open(path: Path) -> ctypes.CDLL | None:
     library.headrace_pool_destroy.restype = None
     library.headrace_pool_destroy.argtypes = [ctypes.c_void_p]
     library.headrace_attend.argtypes = [ctypes.c_void_p, ctypes.POINTER(Call)]
+    library.headrace_lane_create.restype = ctypes.c_void_p
+    library.headrace_lane_create.argtypes = [ctypes.c_void_p]
+    library.headrace_lane_destroy.restype = None
+    library.headrace_lane_destroy.argtypes = [ctypes.c_void_p]
+    library.headrace_lane_push.argtypes = [
+        ctypes.c_void_p,
+        *(ctypes.POINTER(part) for part in (Call, Word, Word, Done)),
+    ]
     library.headrace_stream_read.restype = ctypes.c_uint64
     library.headrace_stream_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return library

@@ -2,9 +2,7 @@
 
 #include <unistd.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "pause.h"
 
 namespace headrace {
 
@@ -16,14 +14,6 @@ constexpr int kLooksForCall = 600;
 
 // How often a caller looks whether the others are done. They are at their last items.
 constexpr int kLooksForEnd = 4000;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb");
-#endif
-}
 
 template <class Condition>
 bool holds_soon(int looks, Condition condition) {

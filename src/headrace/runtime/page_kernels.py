@@ -1,0 +1,362 @@
+"""Kernels for attention over pages on a GPU, in Triton: one launch a granule, one launch a layer.
+
+``attend_pages`` reads pages where they are, through the entries of a granule; no row's queries are
+gathered and no page is copied. ``merge_parts`` brings all parts of a layer together. With torch's
+own operations, the same takes a dozen launches and as many passes over memory.
+
+This module needs Triton, which comes with torch's CUDA builds; ``gpu_attention`` chooses.
+
+Shape suffixes: E entries (a page as one row sees it), B rows, P pages, H key/value heads, G query
+heads per key/value head times query tokens, T tokens of a page, D head width, N entries of a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headrace.runtime.attention import EntryTable, Partial, Scoring
+
+_TOKENS_AT_ONCE = 64
+_ENTRIES_AT_ONCE = 16
+_LEAST_DOT = 16
+"""Tensor cores take no fewer rows."""
+
+_WARPS = 2
+"""Of a program; measured on an H100, where either kernel then reads at 2.7 to 2.9 TB/s."""
+
+_ALIGNMENT = 16
+"""Bytes; memory so aligned is read in the widest words."""
+
+_RESULT = ("output", "maximum", "total")
+_NEW = ("new_output", "new_maximum", "new_total")
+_HOST = ("host_output", "host_maximum", "host_total")
+
+
+# Sizes and strides are few, and known to the compiler; so the only arguments are pointers.
+@triton.jit(do_not_specialize_on_alignment=["entry_row", "entry_page", "visible", *_RESULT])
+def _attend_pages_kernel(
+    query,
+    key,
+    value,
+    entry_row,
+    entry_page,
+    visible,
+    output,
+    maximum,
+    total,
+    scale: tl.constexpr,
+    softcap: tl.constexpr,
+    query_row: tl.constexpr,
+    query_head: tl.constexpr,
+    query_one: tl.constexpr,
+    key_page: tl.constexpr,
+    key_head: tl.constexpr,
+    key_token: tl.constexpr,
+    value_page: tl.constexpr,
+    value_head: tl.constexpr,
+    value_token: tl.constexpr,
+    heads: tl.constexpr,
+    tokens: tl.constexpr,
+    grouped: tl.constexpr,
+    width: tl.constexpr,
+    has_row: tl.constexpr,
+    has_page: tl.constexpr,
+    has_visible: tl.constexpr,
+    block_g: tl.constexpr,
+    block_t: tl.constexpr,
+    block_d: tl.constexpr,
+):
+    """One program attends all queries of one key/value head to one entry."""
+    entry = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    row = tl.load(entry_row + entry) if has_row else entry
+    page = tl.load(entry_page + entry) if has_page else entry
+    ones = tl.arange(0, block_g)
+    dims = tl.arange(0, block_d)
+    is_query = (ones < grouped)[:, None] & (dims < width)[None, :]
+    queries = query + row * query_row + head * query_head
+    q = tl.load(queries + ones[:, None] * query_one + dims[None, :], mask=is_query, other=0.0)
+    keys = key + page * key_page + head * key_head
+    values = value + page * value_page + head * value_head
+
+    largest = tl.full((block_g,), float("-inf"), tl.float32)
+    sums = tl.zeros((block_g,), tl.float32)
+    result = tl.zeros((block_g, block_d), tl.float32)
+    for start in range(0, tokens, block_t):
+        places = start + tl.arange(0, block_t)
+        seen = places < tokens
+        if has_visible:
+            seen = seen & (tl.load(visible + entry * tokens + places, mask=seen, other=0) != 0)
+        is_key = seen[:, None] & (dims < width)[None, :]
+        k = tl.load(keys + places[:, None] * key_token + dims[None, :], mask=is_key, other=0.0)
+        v = tl.load(values + places[:, None] * value_token + dims[None, :], mask=is_key, other=0.0)
+        if block_g == 1:
+            scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1)[None, :]
+        else:
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = scores * scale
+        if softcap > 0:
+            scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * scores / softcap) + 1.0))
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        higher = tl.maximum(largest, tl.max(scores, axis=1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        kept = tl.exp(largest - base)
+        weights = tl.exp(scores - base[:, None])
+        sums = sums * kept + tl.sum(weights, axis=1)
+        if block_g == 1:
+            added = tl.sum(tl.trans(weights) * v.to(tl.float32), axis=0)[None, :]
+        else:
+            added = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        result = result * kept[:, None] + added
+        largest = higher
+
+    at = (entry * heads + head) * grouped + ones
+    tl.store(maximum + at, largest, mask=ones < grouped)
+    tl.store(total + at, sums, mask=ones < grouped)
+    tl.store(output + at[:, None] * width + dims[None, :], result, mask=is_query)
+
+
+@triton.jit(
+    do_not_specialize=["entries", "rows", "places"],
+    do_not_specialize_on_alignment=["index", "missing", *_RESULT, *_NEW, *_HOST],
+)
+def _merge_kernel(
+    output,
+    maximum,
+    total,
+    index,
+    missing,
+    new_output,
+    new_maximum,
+    new_total,
+    host_output,
+    host_maximum,
+    host_total,
+    merged,
+    entries,
+    rows,
+    places,
+    queries: tl.constexpr,
+    width: tl.constexpr,
+    has_missing: tl.constexpr,
+    has_new: tl.constexpr,
+    has_host: tl.constexpr,
+    block_e: tl.constexpr,
+    block_d: tl.constexpr,
+):
+    """One program merges and normalises the parts of one query of one row."""
+    row = tl.program_id(0) // queries
+    one = (tl.program_id(0) % queries).to(tl.int64)
+    of_row = row * queries + one
+    dims = tl.arange(0, block_d)
+    in_head = dims < width
+
+    largest = float("-inf")
+    sums = 0.0
+    result = tl.zeros((block_d,), tl.float32)
+    if has_new:
+        largest = tl.load(new_maximum + of_row)
+        sums = tl.load(new_total + of_row)
+        result = tl.load(new_output + of_row * width + dims, mask=in_head, other=0.0)
+    for start in range(0, places, block_e):
+        place = start + tl.arange(0, block_e)
+        there = place < places
+        entry = tl.load(index + place * rows + row, mask=there, other=entries)
+        if has_missing:
+            there = there & (tl.load(missing + place * rows + row, mask=there, other=1) == 0)
+        # The table also names the newest tokens and the host's result, which come by themselves.
+        there = there & (entry < entries)
+        at = entry * queries + one
+        maxima = tl.load(maximum + at, mask=there, other=float("-inf"))
+        totals = tl.load(total + at, mask=there, other=0.0)
+        parts = tl.load(
+            output + at[:, None] * width + dims[None, :],
+            mask=there[:, None] & in_head[None, :],
+            other=0.0,
+        )
+        higher = tl.maximum(largest, tl.max(maxima, axis=0))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        kept = tl.exp(largest - base)
+        weights = tl.exp(maxima - base)
+        sums = sums * kept + tl.sum(totals * weights, axis=0)
+        result = result * kept + tl.sum(parts * weights[:, None], axis=0)
+        largest = higher
+    if has_host:
+        host_largest = tl.load(host_maximum + of_row)
+        higher = tl.maximum(largest, host_largest)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        kept = tl.exp(largest - base)
+        weight = tl.exp(host_largest - base)
+        sums = sums * kept + tl.load(host_total + of_row) * weight
+        added = tl.load(host_output + of_row * width + dims, mask=in_head, other=0.0)
+        result = result * kept + added * weight
+    result = result / tl.where(sums > 0.0, sums, 1.0)
+    tl.store(merged + of_row * width + dims, result.to(merged.dtype.element_ty), mask=in_head)
+
+
+class _Launcher:
+    """Launches a kernel, past Triton's own look-up once it has been compiled.
+
+    That look-up takes longer than most kernels here, for it goes through every argument.
+
+    Args:
+        kernel: its arguments are pointers, numbers, and constants, in this order.
+    """
+
+    def __init__(self, kernel) -> None:
+        self._kernel = kernel
+        self._compiled: dict[tuple[object, ...], Any] = {}
+
+    def __call__(
+        self,
+        grid: tuple[int],
+        pointers: tuple[Tensor, ...],
+        numbers: tuple[int, ...],
+        constants: tuple[object, ...],
+        aligned: int = 0,
+    ) -> None:
+        """Launch on the current stream.
+
+        Args:
+            grid: programs.
+            pointers: whose memory is read and written.
+            numbers: further arguments, for which nothing is compiled anew.
+            constants: known when the kernel is compiled.
+            aligned: so many of the first pointers are compiled for as they are aligned.
+        """
+        first = pointers[0]
+        if not first.is_cuda:
+            self._kernel[grid](*pointers, *numbers, *constants)
+            return
+        misaligned = any(pointer.data_ptr() % _ALIGNMENT for pointer in pointers[:aligned])
+        key = (pointers[-1].dtype, first.dtype, first.device.index, misaligned, constants)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            made = self._kernel[grid](*pointers, *numbers, *constants, num_warps=_WARPS)
+            self._compiled[key] = made
+            return
+        stream = torch._C._cuda_getCurrentRawStream(first.device.index)
+        addresses = [pointer.data_ptr() for pointer in pointers]
+        compiled[(*grid, 1, 1)](*addresses, *numbers, *constants, stream=stream)
+
+
+_attend_pages_launcher = _Launcher(_attend_pages_kernel)
+_merge_launcher = _Launcher(_merge_kernel)
+
+
+def attend_pages(
+    query_BHGD: Tensor,
+    key_PHTD: Tensor,
+    value_PHTD: Tensor,
+    scoring: Scoring,
+    result: Partial,
+    entry_row: Tensor | None = None,
+    entry_page: Tensor | None = None,
+    visible_ET: Tensor | None = None,
+) -> None:
+    """Attend each entry's queries to its page.
+
+    Args:
+        query_BHGD: queries of all rows; D is contiguous.
+        key_PHTD: keys; D is contiguous.
+        value_PHTD: values; D is contiguous.
+        scoring: scale and soft cap.
+        result: float32, contiguous, is written: ``[E, H, G, D]``, ``[E, H, G]`` and ``[E, H, G]``.
+        entry_row: int64 ``[E]``; the row of each entry, or None: entry e is of row e.
+        entry_page: int64 ``[E]``; the page of each entry, or None: entry e is page e.
+        visible_ET: bool, contiguous; places that are seen, or None: all.
+    """
+    entries, heads, grouped, width = result.output.shape
+    tokens = key_PHTD.shape[2]
+    none = query_BHGD
+    _attend_pages_launcher(
+        (entries * heads,),
+        (
+            query_BHGD,
+            key_PHTD,
+            value_PHTD,
+            none if entry_row is None else entry_row,
+            none if entry_page is None else entry_page,
+            none if visible_ET is None else visible_ET,
+            result.output,
+            result.maximum,
+            result.total,
+        ),
+        (),
+        (
+            scoring.scale,
+            scoring.softcap or 0.0,
+            *query_BHGD.stride()[:3],
+            *key_PHTD.stride()[:3],
+            *value_PHTD.stride()[:3],
+            heads,
+            tokens,
+            grouped,
+            width,
+            entry_row is not None,
+            entry_page is not None,
+            visible_ET is not None,
+            1 if grouped == 1 else _tile(grouped),
+            min(_TOKENS_AT_ONCE, _tile(tokens)),
+            _tile(width),
+        ),
+        3,
+    )
+
+
+def _tile(size: int) -> int:
+    """Return the least power of two that a kernel may take for a size."""
+    return max(_LEAST_DOT, 1 << (size - 1).bit_length())
+
+
+def _contiguous(part: Partial) -> Partial:
+    return Partial(part.output.contiguous(), part.maximum.contiguous(), part.total.contiguous())
+
+
+def merge_parts(
+    parts: Partial, table: EntryTable, new: Partial | None, host: Partial | None, merged: Tensor
+) -> None:
+    """Merge and normalise everything that the rows of a layer have attended to.
+
+    Args:
+        parts: of E entries, float32, contiguous.
+        table: each row's entries; those from E on are passed over.
+        new: of each row ``[B, H, G, D]``, float32, or None.
+        host: of each row likewise, contiguous, or None.
+        merged: contiguous, is written: ``[B, H, G, D]``; 0 where nothing was visible.
+    """
+    rows, heads, grouped, width = merged.shape
+    places = table.index_NB.shape[0]
+    fresh, hosted = parts if new is None else _contiguous(new), host or parts
+    _merge_launcher(
+        (rows * heads * grouped,),
+        (
+            parts.output,
+            parts.maximum,
+            parts.total,
+            table.index_NB,
+            parts.total if table.missing_NB is None else table.missing_NB,
+            fresh.output,
+            fresh.maximum,
+            fresh.total,
+            hosted.output,
+            hosted.maximum,
+            hosted.total,
+            merged,
+        ),
+        (parts.output.shape[0], rows, places),
+        (
+            heads * grouped,
+            width,
+            table.missing_NB is not None,
+            new is not None,
+            host is not None,
+            _ENTRIES_AT_ONCE,
+            _tile(width),
+        ),
+    )

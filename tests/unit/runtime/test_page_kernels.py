@@ -1,0 +1,151 @@
+"""The GPU's kernels against plain attention: on a GPU, or by Triton's interpreter on any machine.
+
+    TRITON_INTERPRET=1 python -m pytest tests/unit/runtime/test_page_kernels.py
+
+Triton is not among the packages for development, being large; ``make test-kernels`` installs it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from headrace.runtime.attention import (
+    EntryTable,
+    Partial,
+    Scoring,
+    attend,
+    concatenate,
+    empty_partial,
+    merge_entries,
+    normalised,
+)
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from headrace.runtime import page_kernels
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ROWS, HEADS, PAGES, ENTRIES = 5, 2, 7, 9
+ERROR = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def partial(*shape: int) -> Partial:
+    return Partial(random(*shape), random(*shape[:3]), random(*shape[:3]).abs() + 0.5)
+
+
+def exact(query, key, value, scoring: Scoring, visible=None) -> Partial:
+    """Return what plain attention makes of it in float64."""
+    return attend(*(part.cpu().double() for part in (query, key, value)), scoring, visible)
+
+
+def log_sum_exp(part: Partial) -> torch.Tensor:
+    return part.maximum + part.total.log()
+
+
+def check_same(found: Partial, expected: Partial, error: float) -> None:
+    """Compare results that may have different maxima."""
+    output = normalised(expected, torch.float64)
+    assert (
+        normalised(found, torch.float64).cpu() - output
+    ).abs().max() <= error * output.abs().max()
+    sums, exact_sums = log_sum_exp(found).cpu(), log_sum_exp(expected)
+    seen = torch.isfinite(exact_sums)
+    assert torch.equal(torch.isneginf(sums), ~seen)
+    assert (sums[seen] - exact_sums[seen]).abs().max() <= 1e-4
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize("grouped", [1, 4, 20])
+@pytest.mark.parametrize(("tokens", "width"), [(16, 64), (64, 128), (80, 80)])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_entries_attend_to_their_pages(dtype, grouped, tokens, width, softcap, hidden):
+    if DEVICE.type == "cpu" and dtype is torch.bfloat16 and grouped > 1:
+        pytest.skip("Triton's interpreter multiplies matrices of bfloat16 wrongly")
+    query = random(ROWS, HEADS, grouped, width, dtype=dtype)
+    # As rebuilding leaves them: keys and values side by side, heads inside tokens.
+    both = random(PAGES, tokens, 2, HEADS, width, dtype=dtype)
+    key, value = both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)
+    entry_row = torch.randint(ROWS, (ENTRIES,), device=DEVICE)
+    entry_page = torch.randint(PAGES, (ENTRIES,), device=DEVICE)
+    visible = None
+    if hidden:
+        visible = torch.rand(ENTRIES, tokens, device=DEVICE) > 0.4
+        visible[3] = False
+    scoring = Scoring(0.3, softcap)
+    result = empty_partial((ENTRIES, HEADS, grouped, width), DEVICE)
+
+    page_kernels.attend_pages(query, key, value, scoring, result, entry_row, entry_page, visible)
+
+    expected = exact(
+        query[entry_row],
+        key[entry_page],
+        value[entry_page],
+        scoring,
+        None if visible is None else visible[:, None, None].cpu(),
+    )
+    check_same(result, expected, ERROR[dtype])
+
+
+def test_without_entries_each_row_attends_to_its_own():
+    query, key, value = random(3, 2, 1, 64), random(3, 2, 32, 64), random(3, 2, 32, 64)
+    result = empty_partial(query.shape, DEVICE)
+
+    page_kernels.attend_pages(query, key, value, Scoring(0.125), result)
+
+    check_same(result, exact(query, key, value, Scoring(0.125)), 1e-5)
+
+
+@pytest.mark.parametrize("grouped", [1, 3])
+@pytest.mark.parametrize("with_new", [False, True])
+@pytest.mark.parametrize("with_host", [False, True])
+@pytest.mark.parametrize("width", [80, 128])
+def test_parts_of_ragged_rows_are_merged(grouped, with_new, with_host, width):
+    counts = [3, 0, 40, 1, 17]
+    entries = sum(counts)
+    order = torch.randperm(entries).tolist()
+    own = [[order.pop() for _ in range(count)] for count in counts]
+    parts = partial(entries, HEADS, grouped, width)
+    of_rows = [partial(ROWS, HEADS, grouped, width) for wanted in (with_new, with_host) if wanted]
+    table = EntryTable.of(
+        [
+            [*row_entries, *(entries + number * ROWS + row for number in range(len(of_rows)))]
+            for row, row_entries in enumerate(own)
+        ],
+        DEVICE,
+    )
+    new = of_rows[0] if with_new else None
+    host = of_rows[-1] if with_host else None
+    merged = torch.empty(ROWS, HEADS, grouped, width, device=DEVICE)
+
+    page_kernels.merge_parts(parts, table, new, host, merged)
+
+    expected = normalised(merge_entries(concatenate([parts, *of_rows]), table), torch.float32)
+    assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_row_that_sees_nothing_has_no_output():
+    nothing = Partial(
+        torch.zeros(1, 1, 1, 64, device=DEVICE),
+        torch.full((1, 1, 1), float("-inf"), device=DEVICE),
+        torch.zeros(1, 1, 1, device=DEVICE),
+    )
+    merged = torch.full((1, 1, 1, 64), float("nan"), device=DEVICE)
+
+    page_kernels.merge_parts(nothing, EntryTable.of([[0, 1]], DEVICE), nothing, None, merged)
+
+    assert torch.equal(merged, torch.zeros_like(merged))
