@@ -78,7 +78,7 @@ def test_the_command_line_runs_it(headrace):
         (("--rows", "4"), ["--rows is 4", "host-attention has no such setting"]),
         (("--policies", "auto"), ["--policies is 'auto'", "host-attention has no such setting"]),
         (("--emulate", "t4-pcie3"), ["--emulate is 't4-pcie3'", "no such setting"]),
-        (("--simulate", "paper"), ["MODEL is 'host-attention'", "measures nothing"]),
+        (("--simulate", "paper"), ["NAME is 'host-attention'", "measures nothing"]),
         (("--output", "/no/such/file.json"), ["--output is '/no/such/file.json'"]),
     ],
 )

@@ -111,7 +111,7 @@ def test_nothing_of_torch_is_imported():
     ("words", "parts"),
     [
         (("--simulate", "papers"), ["--simulate is 'papers'", "allowed is paper"]),
-        (("demo", "--simulate", "paper"), ["MODEL is 'demo'", "measures nothing"]),
+        (("demo", "--simulate", "paper"), ["NAME is 'demo'", "measures nothing"]),
         (("--simulate", "paper", "--rows", "4"), ["--rows is 4", "leave one of them out"]),
         (("--simulate", "paper", "--dummy-weights"), ["--dummy-weights"]),
         (("--simulate", "paper", "--emulate", "t4-pcie3"), ["--emulate is 't4-pcie3'"]),

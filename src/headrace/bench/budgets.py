@@ -18,6 +18,7 @@ from headrace.hardware.profile import HardwareProfile
 from headrace.hf.machine import shape_of
 from headrace.hf.placing import choose_placing
 from headrace.hf.planning import CacheOptions, uncounted_bytes
+from headrace.hf.weights import placed_weights
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.workload import Workload
 from headrace.units import format_bytes, parse_bytes
@@ -51,10 +52,24 @@ class Budget:
         return None if self.only_auto and policy != "auto" else self.gpu_bytes
 
 
-def choose_budget(
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be kept where.
+
+    Attributes:
+        weights_on_host: share of the layers' weights that is streamed.
+        resident: share of the cache for which ``auto`` has room on the device; None: what the
+            budget that was asked for gives.
+    """
+
+    weights_on_host: float
+    resident: float | None
+
+
+def choose_wanted(
     case: Case, fitted: Fitted, model: nn.Module, profile: HardwareProfile, steps: int
-) -> Budget:
-    """Return what a case is run with.
+) -> Wanted:
+    """Return what is to be kept where.
 
     Args:
         case: what is asked for.
@@ -63,26 +78,55 @@ def choose_budget(
         profile: this machine.
         steps: steps that each run takes.
     """
-    asked = parse_bytes(case.gpu_memory, setting="gpu_memory") if case.gpu_memory else None
-    if fitted.asked == fitted.sizes or asked is None:
-        share = case.weights_on_host
+    share = case.weights_on_host
+    if fitted.asked == fitted.sizes or case.gpu_memory is None:
         if share is None:
             share = _placed_share(case, fitted.sizes, model, profile, steps)
+        return Wanted(share, None)
+    asked = parse_bytes(case.gpu_memory, setting="gpu_memory")
+    best = _plan(fitted.asked, steps, _ample(profile), asked, share)
+    return Wanted(best.weights_streamed, best.split.resident)
+
+
+def choose_budget(
+    case: Case,
+    fitted: Fitted,
+    wanted: Wanted,
+    model: nn.Module,
+    profile: HardwareProfile,
+    steps: int,
+) -> Budget:
+    """Return what a case is run with, once the model's weights are where they are to be.
+
+    Args:
+        case: what is asked for.
+        fitted: the sizes at which it is run.
+        wanted: what is to be kept where.
+        model: the model, with its weights placed.
+        profile: this machine.
+        steps: steps that each run takes.
+    """
+    placed = placed_weights(model)
+    share = 0.0 if placed is None else placed.share
+    if wanted.resident is None:
+        asked = parse_bytes(case.gpu_memory, setting="gpu_memory") if case.gpu_memory else None
         return Budget(asked, share)
-    ample = replace(profile, device_memory_bytes=_AMPLE_BYTES, host_memory_bytes=_AMPLE_BYTES)
-    best = _plan(fitted.asked, steps, ample, asked, case.weights_on_host)
-    share, kept = best.weights_streamed, best.split.resident
-    found = _budget_for(fitted.sizes, steps, ample, share, kept)
-    device = next(model.parameters()).device
-    gpu_bytes = found + uncounted_bytes(model, shape_of(model), 0.0, device)
+    found = _budget_for(fitted.sizes, steps, _ample(profile), share, wanted.resident)
+    device = next(model.parameters()).device if placed is None else placed.backend.device
+    gpu_bytes = found + uncounted_bytes(model, shape_of(model), share, device)
     return Budget(
         gpu_bytes,
         share,
         f"device memory {case.gpu_memory} asked, for auto {format_bytes(gpu_bytes)} given: room "
-        f"for the same share of the cache ({kept:.0%}), with {share:.0%} of the weights on the "
-        "host",
+        f"for the same share of the cache ({wanted.resident:.0%}), with {share:.0%} of the weights "
+        "on the host",
         only_auto=True,
     )
+
+
+def _ample(profile: HardwareProfile) -> HardwareProfile:
+    """Return a machine that has memory without end."""
+    return replace(profile, device_memory_bytes=_AMPLE_BYTES, host_memory_bytes=_AMPLE_BYTES)
 
 
 def _budget_for(

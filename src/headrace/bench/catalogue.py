@@ -1,19 +1,21 @@
 """The named workloads of the benchmark suite: what is run, at the sizes that are asked for.
 
-A machine that is smaller runs less of it (``sizes.py``), and says so.
+A machine that is smaller runs less of it (``sizes.py``), and says so. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.bench.rivals import PLAIN, RIVALS
 from headrace.errors import ConfigurationError
+
+PLAIN, OFFLOADED, STATIC = "transformers", "transformers-offloaded", "transformers-static"
+"""The rivals: transformers' cache on the device, and its two that offload it (``rivals.py``)."""
 
 _ALL = ("stream", "kvpr", "recompute", "host", "auto")
 _GROUPED = ("stream", "recompute", "host", "auto")
 _PLAIN = (PLAIN,)
-_EVERY = tuple(RIVALS)
+_EVERY = (PLAIN, OFFLOADED, STATIC)
 
 SUITE = "suite"
 """The name that stands for all workloads."""

@@ -103,6 +103,7 @@ def case_json(result: CaseResult) -> dict[str, Any]:
     dtype = sizes.dtype
     return {
         "case": case.name,
+        "machine": result.profile.emulates or result.profile.name,
         "model": result.label,
         "workload": {
             "model": sizes.model,

@@ -125,7 +125,7 @@ class MeasureOptions:
 
     Attributes:
         rounds: how often each policy takes its turn.
-        steps_per_round: steps of a turn that are timed, and after them as many that are recorded.
+        steps_per_round: steps of a turn that are timed, and as many that are recorded.
         warmup_steps: steps before either, at least 1.
         gpu_memory: budget of device memory, or None.
         host_memory: budget of host memory of each cache, or None.
@@ -233,6 +233,7 @@ class PolicyRun:
         self._predicted_s: list[float] = []
         self._bounds_s: list[float] = []
         self._lanes: list[LaneFigures] = []
+        self._turns = 0
         self._energy = EnergyCount(work.device)
         self._memory = MemoryCount(work.model)
         self._result: PolicyMeasurement | None = None
@@ -278,17 +279,27 @@ class PolicyRun:
         return time.perf_counter() - start_s
 
     def take_turn(self) -> None:
-        """Take a turn of steps: first those that are timed, then as many that are recorded.
+        """Take a turn of steps: some that are timed, and as many that are recorded.
 
         Recording costs time, most of all where launching limits a step. The first ones of either
-        do not count.
+        do not count. Which come first alternates, so that contexts are as long for both.
         """
-        cache, options = self._opened, self._options
-        forwards = options.warmup_steps * self._batches
-        for _ in range(options.warmup_steps):
+        parts = [self._time, self._record]
+        for part in parts if self._turns % 2 == 0 else parts[::-1]:
+            part()
+        self._turns += 1
+
+    def _time(self) -> None:
+        """Take steps that are timed."""
+        for _ in range(self._options.warmup_steps):
             self._step()
         with self._energy:
-            self._steps_s += [self._step() for _ in range(options.steps_per_round)]
+            self._steps_s += [self._step() for _ in range(self._options.steps_per_round)]
+
+    def _record(self) -> None:
+        """Take steps that are recorded, and predict the same ones."""
+        cache, options = self._opened, self._options
+        forwards = options.warmup_steps * self._batches
         cache.trace()
         for _ in range(options.warmup_steps + options.steps_per_round):
             self._step()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
+from headrace.bench.catalogue import OFFLOADED, PLAIN, STATIC
 from headrace.bench.counts import EnergyCount, MemoryCount
 from headrace.bench.measurement import RivalMeasurement, Steps
 from headrace.bench.policies import BatchWork, MeasureOptions
@@ -63,7 +64,6 @@ def _static(model: nn.Module, length: int) -> Any:
     return StaticCache(config=text_config(model), max_cache_len=length, offloading=True)
 
 
-PLAIN = "transformers"
 RIVALS = {
     rival.name: rival
     for rival in (
@@ -74,13 +74,13 @@ RIVALS = {
             offloads=False,
         ),
         Rival(
-            "transformers-offloaded",
+            OFFLOADED,
             "transformers, DynamicCache(offloading=True)",
             _offloaded,
             offloads=True,
         ),
         Rival(
-            "transformers-static",
+            STATIC,
             "transformers, StaticCache(offloading=True)",
             _static,
             offloads=True,
@@ -136,6 +136,7 @@ class RivalRun:
         self._energy = EnergyCount(work.device)
         self._memory = MemoryCount(work.model)
         self._slow = False
+        self._turns = 0
         self._result: RivalMeasurement | None = None
 
     def open(self) -> None:
@@ -174,20 +175,22 @@ class RivalRun:
     def take_turn(self) -> None:
         """Take a turn of steps, one if they are slow.
 
-        Where prompts are short, as many more steps follow as a policy's are recorded: contexts are
-        then as long in every turn.
+        Where prompts are short, as many steps that are not timed come after or before, in turns, as
+        a policy's are recorded: contexts are then as long in all runs.
         """
         options = self._options
-        warmup, timed = options.warmup_steps, options.steps_per_round
-        if self._slow:
-            warmup, timed = 0, 1
-        for _ in range(warmup):
+        together = options.warmup_steps + options.steps_per_round
+        short = options.all_steps > _SHORT_PROMPT_STEPS * self._work.ids.shape[1]
+        others = together if short and not self._slow else 0
+        before = others if self._turns % 2 else 0
+        self._turns += 1
+        for _ in range(before + (0 if self._slow else options.warmup_steps)):
             self._step()
+        timed = 1 if self._slow else options.steps_per_round
         with self._energy:
             self._steps_s += [self._step() for _ in range(timed)]
-        if options.all_steps > _SHORT_PROMPT_STEPS * self._work.ids.shape[1] and not self._slow:
-            for _ in range(warmup + timed):
-                self._step()
+        for _ in range(others - before):
+            self._step()
 
     def finish(self) -> None:
         """Note the result and close."""

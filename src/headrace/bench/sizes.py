@@ -17,10 +17,15 @@ from headrace.model.shape import ModelShape
 from headrace.units import format_bytes, format_seconds, parse_bytes
 
 _SLICE_VOCAB = 2048
-_MOST_NARROW = 4
+_MOST_NARROW, _MOST_NARROW_WEIGHTS = 4, 8
+"""How many times narrower layers may become; more where their weights are streamed, too."""
+
 _LEAST_ROWS, _LEAST_PROMPT = 4, 256
 _MEAN_STEP = 0.45
 """A step, over all that is run, as a share of one of full transfer; measured of several cases."""
+
+_MINOR = 0.25
+"""A cache that is less than this share of the streamed weights is not made smaller for time."""
 
 _FOR_WEIGHTS = 0.8
 """Share of a budget of device memory that a model's weights take at most, roughly."""
@@ -180,7 +185,25 @@ class Fitted:
         return f"{self.asked} asked, {self.sizes} measured: {'; '.join(self.reasons)}"
 
 
-def fit(case: Case, dtype: str, limits: Limits, steps: int, layers: int | None = None) -> Fitted:
+@dataclass(frozen=True)
+class Most:
+    """Sizes that are not to be exceeded; None where nothing is said."""
+
+    layers: int | None = None
+    rows: int | None = None
+    prompt_len: int | None = None
+
+    def of(self, sizes: Sizes) -> Sizes:
+        """Return sizes that keep within."""
+        return replace(
+            sizes,
+            layers=min(sizes.layers, self.layers or sizes.layers),
+            rows=min(sizes.rows, self.rows or sizes.rows),
+            prompt_len=min(sizes.prompt_len, self.prompt_len or sizes.prompt_len),
+        )
+
+
+def fit(case: Case, dtype: str, limits: Limits, steps: int, most: Most | None = None) -> Fitted:
     """Return the sizes at which a case can be run.
 
     Args:
@@ -188,35 +211,51 @@ def fit(case: Case, dtype: str, limits: Limits, steps: int, layers: int | None =
         dtype: element type.
         limits: what the machine allows.
         steps: steps that each run takes.
-        layers: at most so many layers; None: as the case says.
+        most: sizes that are not to be exceeded.
     """
     asked = Sizes.of(case, dtype)
-    sizes, reasons = asked, {}
-    if layers is not None and layers < asked.layers:
-        sizes = replace(sizes, layers=layers)
+    sizes, reasons = (most or Most()).of(asked), {}
+    if sizes.layers < asked.layers:
         reasons["layers"] = "a slice"
+    if (sizes.rows, sizes.prompt_len) != (asked.rows, asked.prompt_len):
+        reasons["asked"] = "at most so much was asked for"
     while (found := limits.exceeded(sizes, case, steps)) is not None:
-        smaller = _smaller(sizes, found[0])
-        if smaller == sizes:
+        smaller = _smaller(sizes, found[0], weights_share(case, dtype) > 0)
+        if smaller == sizes or _helps_little(sizes, smaller, case, steps):
             break
         reasons.setdefault(*found)
         sizes = smaller
     return Fitted(asked, sizes, tuple(reasons.values()))
 
 
-def _smaller(sizes: Sizes, kind: str) -> Sizes:
-    """Return the next smaller sizes, given what is too large; the same if there are none."""
+def _helps_little(sizes: Sizes, smaller: Sizes, case: Case, steps: int) -> bool:
+    """Return whether fewer or shorter rows save little, for it is the weights that take long."""
+    if smaller.narrow != sizes.narrow or smaller.layers != sizes.layers:
+        return False
+    streamed = weights_share(case, sizes.dtype) * all_layers_weight_bytes(sizes.shape)
+    return sizes.kv_bytes(steps) < _MINOR * streamed
+
+
+def _smaller(sizes: Sizes, kind: str, streamed: bool) -> Sizes:
+    """Return the next smaller sizes; the same if there are none.
+
+    Args:
+        sizes: what is too large.
+        kind: for what: ``weights``, ``host`` or ``time``.
+        streamed: whether weights are streamed.
+    """
     shape = published_shape(sizes.model)
     narrower = 2 * sizes.narrow
     if kind == "weights" and sizes.layers > 1:
         return replace(sizes, layers=sizes.layers // 2)
-    can_narrow = narrower <= _MOST_NARROW and shape.num_kv_heads % narrower == 0
-    if kind == "time" and can_narrow:
+    most = _MOST_NARROW_WEIGHTS if streamed else _MOST_NARROW
+    divides = shape.num_kv_heads % narrower == shape.num_heads % narrower == 0
+    if kind == "time" and narrower <= most and divides:
         return replace(sizes, narrow=narrower)
     if sizes.rows > _LEAST_ROWS:
         return replace(sizes, rows=sizes.rows // 2)
     if sizes.prompt_len > _LEAST_PROMPT:
         return replace(sizes, prompt_len=sizes.prompt_len // 2)
-    if sizes.layers > 1:
+    if kind == "host" and sizes.layers > 1:
         return replace(sizes, layers=sizes.layers // 2)
     return replace(sizes, rows=max(1, sizes.rows // 2))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from headrace.bench.budgets import Budget, choose_budget
-from headrace.bench.catalogue import Case
+from headrace.bench.budgets import Budget, choose_budget, choose_wanted
+from headrace.bench.catalogue import PLAIN, Case
 from headrace.bench.comparison import Comparison, allowed_error
 from headrace.bench.measurement import Agreement, RivalMeasurement, Unable
 from headrace.bench.policies import BatchWork, MeasureOptions, PolicyMeasurement, PolicyRun
-from headrace.bench.rivals import PLAIN, RIVALS, RivalRun
-from headrace.bench.sizes import Fitted, Limits, fit
+from headrace.bench.rivals import RIVALS, RivalRun
+from headrace.bench.sizes import Fitted, Limits, Most, fit
 from headrace.bench.turns import Run, take_turns
 from headrace.engine.loading import LoadedModel, dummy_model, resolve_device
 from headrace.errors import HeadraceError
@@ -33,7 +33,7 @@ from headrace.plan.plan import make_plan
 from headrace.plan.workload import Workload
 from headrace.units import format_seconds
 
-_CPU_LAYERS = 2
+_CPU_LAYERS, _CPU_STEPS = 2, 3
 _FIRST_STEPS = 3
 _ALTERNATING_SHARE = 0.5
 """Share of a memory that the caches of all runs may take together: else they run in turn."""
@@ -51,9 +51,11 @@ class SuiteOptions:
         emulate: a published machine that is emulated, on a CPU; None on a GPU.
         layers: at most so many layers of each model; None: all (on a CPU: 2).
         policies: instead of a case's own; None: those.
-        rivals: whether rivals run at all.
+        rivals: instead of a case's own; None: those.
         rounds: instead of a case's own.
         steps: instead of a case's own.
+        rows: at most so many rows.
+        prompt_len: at most so many tokens of a prompt.
     """
 
     device: str = "auto"
@@ -61,9 +63,11 @@ class SuiteOptions:
     emulate: str | None = None
     layers: int | None = None
     policies: tuple[str, ...] | None = None
-    rivals: bool = True
+    rivals: tuple[str, ...] | None = None
     rounds: int | None = None
     steps: int | None = None
+    rows: int | None = None
+    prompt_len: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,25 +141,22 @@ def run_case(
     """
     progress = progress or say
     start_s = time.perf_counter()
-    if options.policies is not None:
-        case = replace(case, policies=options.policies)
-    case = replace(case, rivals=case.rivals if options.rivals else ())
+    case = _as_asked(case, options)
     measuring = MeasureOptions(
-        rounds=options.rounds or case.rounds,
-        steps_per_round=options.steps or case.steps,
-        first_steps=_FIRST_STEPS,
+        rounds=case.rounds, steps_per_round=case.steps, first_steps=_FIRST_STEPS
     )
     fitted = fit_case(case, options, measuring.all_steps)
     say(f"{case.name}: {case.model}, {fitted}")
     loaded = load(fitted, options, measuring.all_steps, progress)
     profile = machine_profile(loaded.model, emulate=options.emulate, progress=progress)
-    budget = choose_budget(case, fitted, loaded.model, profile, measuring.all_steps)
-    if budget.words:
-        say(budget.words)
     work = batch(fitted, loaded, profile)
     progress("how far the plain model differs from itself")
     work = replace(work, comparison=Comparison(allowed_error(work.model, work.ids, work.mask)))
-    place(loaded.model, budget, profile)
+    wanted = choose_wanted(case, fitted, loaded.model, profile, measuring.all_steps)
+    place(loaded.model, wanted.weights_on_host, profile)
+    budget = choose_budget(case, fitted, wanted, loaded.model, profile, measuring.all_steps)
+    if budget.words:
+        say(f"  {budget.words}")
     foreseen = foresee(case, fitted, loaded.model, profile, budget, measuring.all_steps)
     for one in foreseen:
         say(f"  {_foreseen_words(one)}")
@@ -178,6 +179,19 @@ def run_case(
     )
 
 
+def _as_asked(case: Case, options: SuiteOptions) -> Case:
+    """Return a case with what the options change of it."""
+    on_cpu = resolve_device("cpu" if options.emulate else options.device).type == "cpu"
+    usual = min(case.steps, _CPU_STEPS) if on_cpu else case.steps
+    return replace(
+        case,
+        policies=case.policies if options.policies is None else options.policies,
+        rivals=case.rivals if options.rivals is None else options.rivals,
+        rounds=options.rounds or case.rounds,
+        steps=options.steps or usual,
+    )
+
+
 def fit_case(case: Case, options: SuiteOptions, steps: int) -> Fitted:
     """Return the sizes at which a case is run on this machine."""
     device = resolve_device("cpu" if options.emulate else options.device)
@@ -195,7 +209,8 @@ def fit_case(case: Case, options: SuiteOptions, steps: int) -> Fitted:
             gemm_flops_per_s=rate,
             runs=len(case.policies) + (PLAIN in case.rivals),
         )
-    return fit(case, options.dtype, limits, steps, layers)
+    most = Most(layers, options.rows, options.prompt_len)
+    return fit(case, options.dtype, limits, steps, most)
 
 
 def gemm_rate(dtype: torch.dtype) -> float:
@@ -226,11 +241,11 @@ def load(fitted: Fitted, options: SuiteOptions, steps: int, progress: Say) -> Lo
     )
 
 
-def place(model: nn.Module, budget: Budget, profile: HardwareProfile) -> None:
+def place(model: nn.Module, share: float, profile: HardwareProfile) -> None:
     """Bring to the host what of a model's weights is to be streamed."""
-    if budget.weights_on_host > 0:
+    if share > 0:
         device = next(model.parameters()).device
-        PlacedWeights(model, open_backend(device, profile), budget.weights_on_host)
+        PlacedWeights(model, open_backend(device, profile), share)
         torch.cuda.empty_cache()
 
 
@@ -340,14 +355,11 @@ def measure(
 
 def run_cases(
     cases: Sequence[Case], options: SuiteOptions, say: Say, progress: Say | None = None
-) -> list[CaseResult | Unable]:
-    """Run several cases; one that cannot run does not take the others along."""
-    results: list[CaseResult | Unable] = []
+) -> Iterator[CaseResult | Unable]:
+    """Yield what comes of several cases; one that cannot run does not take the others along."""
     for case in cases:
         try:
-            results.append(run_case(case, options, say, progress))
+            result: CaseResult | Unable = run_case(case, options, say, progress)
         except (HeadraceError, torch.OutOfMemoryError) as error:
-            unable = Unable(case.name, " ".join(str(error).split()))
-            results.append(unable)
-            say(f"{case.name}: cannot run here: {unable.reason}")
-    return results
+            result = Unable(case.name, " ".join(str(error).split()))
+        yield result

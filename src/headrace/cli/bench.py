@@ -1,7 +1,8 @@
 """``headrace bench``: policies measured side by side, with bound and prediction.
 
-With ``--simulate`` nothing is measured: a study is simulated instead (``bench_simulate.py``). The
-workload ``host-attention`` is measured by itself, without a model (``bench_host_attention.py``).
+Named workloads are those of the suite (``bench_suite.py``). With ``--simulate`` nothing is
+measured: a study is simulated instead (``bench_simulate.py``). The workload ``host-attention`` is
+measured by itself, without a model (``bench_host_attention.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli import bench_host_attention, generate, machine, output
+from headrace.bench.catalogue import WORKLOADS
+from headrace.cli import bench_host_attention, bench_suite, generate, machine, output
 from headrace.cli.measured import (
     comparison_json,
     comparison_table,
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
 
 EMULATED = "a100-40gb-pcie4"
 POLICIES = ("stream", "kvpr", "recompute")
-ROUNDS = 3
-"""Turns of each policy, unless said otherwise."""
+MODEL = "opt-6.7b"
+ROWS, PROMPT, ROUNDS, STEPS = 8, 2048, 3, 3
+"""What a model is measured with, unless said otherwise."""
 
-_OF_HOST_ATTENTION = ("model", "rounds", "device", "dtype")
+_OF_HOST_ATTENTION = ("names", "rounds", "device", "dtype")
 """Options of measuring that the workload ``host-attention`` follows, too."""
 
 
@@ -43,12 +46,14 @@ def add_parser(subparsers: Any) -> None:
         "bench",
         help="measure policies side by side",
         description="Measure decode steps of several policies in one run, alternating, with the "
-        "bound and the prediction beside. By default a slice of OPT-6.7B with random weights. With "
+        "bound and the prediction beside: of a model (by default a slice of OPT-6.7B with random "
+        "weights), or of named workloads, with transformers' own caches as rivals. With "
         "--simulate, nothing is measured: the experiments of KVPR's paper are simulated. "
         f"{bench_host_attention.NAME} measures, without a model, how fast the host's cores attend "
         "beside the rate at which they read memory at all.",
     )
     _add_measuring(parser)
+    bench_suite.add_options(parser)
     bench_host_attention.add_options(parser)
     parser.add_argument(
         "--simulate",
@@ -67,12 +72,13 @@ def add_parser(subparsers: Any) -> None:
 def _add_measuring(parser: Options) -> None:
     """Add what says what is measured, and how."""
     parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default="opt-6.7b",
-        help="a published shape (with random weights), demo, a directory or a hub id "
-        f"(default: opt-6.7b); or {bench_host_attention.NAME}",
+        "names",
+        metavar="NAME",
+        nargs="*",
+        default=[],
+        help="a model: a published shape (with random weights), demo, a directory or a hub id "
+        f"(default: {MODEL}); or workloads: suite for all, or {', '.join(WORKLOADS)}; or "
+        f"{bench_host_attention.NAME}",
     )
     parser.add_argument(
         "--dummy-weights",
@@ -80,16 +86,26 @@ def _add_measuring(parser: Options) -> None:
         help="random weights (always so for a published shape)",
     )
     parser.add_argument("--layers", type=int, help="only so many layers (CPU default: 2)")
-    parser.add_argument("--rows", type=int, default=8, help="sequences (default: 8)")
-    parser.add_argument("--prompt", type=int, default=2048, help="tokens a row (default: 2048)")
-    parser.add_argument("--policies", metavar="A,B", default=",".join(POLICIES))
+    parser.add_argument(
+        "--rows", type=int, help=f"sequences (default: {ROWS}; of named workloads: the most)"
+    )
+    parser.add_argument(
+        "--prompt",
+        type=int,
+        help=f"tokens a row (default: {PROMPT}; of named workloads: the most)",
+    )
+    parser.add_argument(
+        "--policies",
+        metavar="A,B",
+        help=f"default: {','.join(POLICIES)}; of named workloads: as they say",
+    )
     parser.add_argument(
         "--rounds",
         type=int,
         help=f"turns of each policy (default: {ROUNDS}; of {bench_host_attention.NAME}: "
         f"{bench_host_attention.ROUNDS})",
     )
-    parser.add_argument("--steps", type=int, default=3, help="steps of a turn (default: 3)")
+    parser.add_argument("--steps", type=int, help=f"steps of a turn (default: {STEPS})")
     parser.add_argument(
         "--batches",
         metavar="A,B",
@@ -163,7 +179,8 @@ def _refuse(args: argparse.Namespace, options: Parser, reason: str, *kept: str) 
     for name, default in vars(options.parse_args([])).items():
         given = getattr(args, name)
         if name not in kept and given != default:
-            option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            option = "NAME" if name == "names" else f"--{name.replace('_', '-')}"
+            given = " ".join(given) if name == "names" else given
             raise ConfigurationError(f"{option} is {given!r}, and {reason}")
 
 
@@ -179,6 +196,12 @@ def _of_host_attention() -> Parser:
     return parser
 
 
+def _of_suite() -> Parser:
+    parser = Parser()
+    bench_suite.add_options(parser)
+    return parser
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     name = bench_host_attention.NAME
@@ -191,13 +214,20 @@ def run(args: argparse.Namespace) -> int:
         )
         _refuse(args, _measuring(), reason)
         _refuse(args, _of_host_attention(), reason)
+        _refuse(args, _of_suite(), reason)
         generate.check_files(args, "output")
         return bench_simulate.run(args)
-    if args.model == name:
+    if args.names == [name]:
         _refuse(args, _measuring(), f"{name} has no such setting", *_OF_HOST_ATTENTION)
+        _refuse(args, _of_suite(), f"{name} has no such setting")
         generate.check_files(args, "output")
         return bench_host_attention.run(args)
     _refuse(args, _of_host_attention(), f"only `headrace bench {name}` has such a setting")
+    if bench_suite.are_named(args.names):
+        _refuse(args, _measuring(), "named workloads have no such setting", *bench_suite.KEPT)
+        generate.check_files(args, "output", "page")
+        return bench_suite.run(args)
+    _refuse(args, _of_suite(), "only named workloads have such a setting")
     return _measure(args)
 
 
@@ -210,8 +240,12 @@ def _measure(args: argparse.Namespace) -> int:
     from headrace.engine.loading import dummy_model, resolve_device
     from headrace.model.published import published_names
 
-    policies = args.policies.split(",")
-    args.rounds = ROUNDS if args.rounds is None else args.rounds
+    args.model = args.names[0] if args.names else MODEL
+    usual = {"rows": ROWS, "prompt": PROMPT, "rounds": ROUNDS, "steps": STEPS}
+    for setting, value in usual.items():
+        if getattr(args, setting) is None:
+            setattr(args, setting, value)
+    policies = (args.policies or ",".join(POLICIES)).split(",")
     for setting in ("rows", "prompt", "rounds", "steps"):
         if getattr(args, setting) < 1:
             raise ConfigurationError(f"--{setting} is {getattr(args, setting)}; allowed is 1 up")

@@ -23,7 +23,6 @@ _COLUMNS = (
     "bound",
     "of bound",
     "link bytes",
-    "link",
     "link busy",
     "device busy",
     "peak",
@@ -47,7 +46,6 @@ def case_text(result: CaseResult) -> str:
 def _policy_row(
     one: PolicyMeasurement, result: CaseResult, stream_s: float | None
 ) -> tuple[str, ...]:
-    link = one.link_bytes_per_s / result.profile.h2d_bytes_per_s
     return (
         one.name,
         _milliseconds(one.step_s),
@@ -59,7 +57,6 @@ def _policy_row(
         _milliseconds(one.bound_s),
         f"{one.bound_share:.0%}",
         format_bytes(one.link_bytes),
-        f"{link:.0%}" if one.link_bytes else "",
         f"{one.link_busy:.0%}",
         f"{one.device_busy:.0%}",
         format_bytes(one.peak_gpu_bytes),
@@ -78,7 +75,7 @@ def _rival_row(
         _spread(steps.step_s_range, steps.step_s),
         f"{steps.tokens_per_s:,.1f}",
         _milliseconds(steps.prefill_s),
-        *[""] * 8,
+        *[""] * 7,
         format_bytes(steps.peak_gpu_bytes),
         _exact(result, one.rival),
         _speed(steps.step_s, stream_s),
