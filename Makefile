@@ -9,7 +9,7 @@ STAMP := $(VENV)/.headrace-installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-all check check-static bench docs format build clean distclean
+.PHONY: help demo test test-quick test-all test-kernels check check-static bench docs format build clean distclean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test-quick: $(STAMP) ## Run the tests that take no more than a few seconds each
 
 test-all: $(STAMP) ## Run every test, those for a GPU too
 	$(BIN)/python -m pytest $(ARGS)
+
+test-kernels: $(STAMP) ## Install Triton and run the GPU's kernels in its interpreter
+	$(BIN)/python -m pip install -q --disable-pip-version-check triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/runtime/test_page_kernels.py $(ARGS)
 
 check: ## Everything that must hold before a commit: check-static, then test
 	$(MAKE) check-static

@@ -22,6 +22,7 @@ from headrace.plan.workload import Workload
 from headrace.runtime.attention import Scoring
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
+from headrace.runtime.gpu_kernels import reason_without
 from headrace.runtime.lanes import Backend
 from headrace.runtime.paged import PagedCache
 from headrace.timeline import Origin, Timeline
@@ -99,9 +100,12 @@ class AttachedCache(Cache):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided differently from what was asked, and why."""
-        notes = () if self._planned is None else self._planned.notes
-        unavailable = None if self._paged is None else self._paged.host_note
-        return (*notes, f"the host attends slowly: {unavailable}") if unavailable else notes
+        notes = [] if self._planned is None else list(self._planned.notes)
+        if self._paged is not None and self._paged.host_note:
+            notes.append(f"the host attends slowly: {self._paged.host_note}")
+        if self._backend is not None and (reason := reason_without(self._backend.device)):
+            notes.append(f"attention takes more launches than it need: {reason}")
+        return tuple(notes)
 
     @property
     def paged(self) -> PagedCache:

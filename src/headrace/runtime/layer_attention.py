@@ -34,7 +34,7 @@ class LayerAttention:
 
     Args:
         query: grouped queries ``[B, H, G, D]``.
-        granules: all that will be attended to, in order.
+        granules: all that will be attended to, in order, or none of them (windowed layers).
         table: of their entries, and one or two more for each row (``layer_table``).
         scoring: scale and soft cap.
         workspace_bytes: bound on the partial results that are kept, and on scores.
@@ -52,12 +52,10 @@ class LayerAttention:
         self._table = table
         self._scoring = scoring
         self._workspace_bytes = workspace_bytes
-        entries = sum(granule.entries for granule in granules)
-        self._merge_once = entries * query[0].numel() * 4 <= workspace_bytes
+        self._entries = sum(granule.entries for granule in granules)
+        self._merge_once = self._entries * query[0].numel() * 4 <= workspace_bytes
         self._kernels = kernels_for(query) if self._merge_once else None
         self._buffer: Partial | None = None
-        if self._kernels is not None and entries:
-            self._buffer = empty_partial((entries, *query.shape[1:]), query.device)
         self._filled = 0
         self._parts: list[Partial] = []
         self._new: Partial | None = None
@@ -67,13 +65,7 @@ class LayerAttention:
 
     def attend_granule(self, granule: Granule, key: Tensor, value: Tensor) -> None:
         """Attend to a granule's pages ``[N, H, T, D]``."""
-        room = None
-        if self._buffer is not None:
-            some = slice(self._filled, self._filled + granule.entries)
-            room = Partial(
-                self._buffer.output[some], self._buffer.maximum[some], self._buffer.total[some]
-            )
-            self._filled = some.stop
+        room = None if self._kernels is None else self._room(granule.entries)
         part = attend_granule(
             granule, self._query, key, value, self._scoring, self._workspace_bytes, room
         )
@@ -81,6 +73,18 @@ class LayerAttention:
             self._parts.append(part)
         else:
             self._accumulated.add(merge_entries(part, granule.table), granule.rows)
+
+    def _room(self, entries: int) -> Partial:
+        """Return where the next entries' results go: side by side, as they are merged."""
+        if self._buffer is None:
+            self._buffer = empty_partial(
+                (self._entries, *self._query.shape[1:]), self._query.device
+            )
+        some = slice(self._filled, self._filled + entries)
+        self._filled = some.stop
+        return Partial(
+            self._buffer.output[some], self._buffer.maximum[some], self._buffer.total[some]
+        )
 
     def add_new(self, result: Partial | Tensor) -> None:
         """Add the attention of all rows to what is on the device anyway."""

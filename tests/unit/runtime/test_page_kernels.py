@@ -27,7 +27,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from headrace.runtime import page_kernels
+from tests.support import assert_same, generate, host_cache, make_batch, plain_cache, shared_model
+
+from headrace.runtime import layer_attention, page_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROWS, HEADS, PAGES, ENTRIES = 5, 2, 7, 9
@@ -149,3 +151,16 @@ def test_a_row_that_sees_nothing_has_no_output():
     page_kernels.merge_parts(nothing, EntryTable.of([[0, 1]], DEVICE), nothing, None, merged)
 
     assert torch.equal(merged, torch.zeros_like(merged))
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma2", "opt", "mistral-window"])
+@pytest.mark.parametrize(
+    ("policy", "recompute", "host"), [("recompute", 0.4, None), ("auto", 0.3, 0.4)]
+)
+def test_whole_caches_go_through_them(name, policy, recompute, host, monkeypatch):
+    monkeypatch.setattr(layer_attention, "kernels_for", lambda query: page_kernels)
+    model = shared_model(name)
+    batch = make_batch((37, 21, 50))
+    expected = generate(model, batch, plain_cache(model), new_tokens=3)
+    with host_cache(model, policy, recompute, host_fraction=host) as cache:
+        assert_same(expected, generate(model, batch, cache, new_tokens=3))
