@@ -56,19 +56,26 @@ HEADRACE_INLINE void score_step(const typename S::Query* query, int64_t stride,
   }
 }
 
+// Whether a tile prefetches step by step. Many lines asked for at once hold up its loads; but one
+// query's tile is soon over, and for the next one the lines cannot come early enough.
+template <int kQueries>
+constexpr bool kAdvancesByStep = kQueries > 1;
+
 // Products of kQueries queries with kTile / kQueries keys.
 template <class V, class S, int kQueries>
 HEADRACE_INLINE void score_tile(const typename S::Query* query, int64_t stride, int64_t width,
-                                const char* const* keys, float* scores) {
+                                const char* const* keys, float* scores, Ahead& ahead) {
   constexpr int kKeys = V::kTile / kQueries;
   typename V::Vec sums[V::kTile];
   HEADRACE_UNROLL
   for (int i = 0; i < V::kTile; ++i) sums[i] = V::zero();
   int64_t at = 0;
   for (; at + S::kStep <= width; at += S::kStep) {
+    if (kAdvancesByStep<kQueries>) ahead.advance();
     score_step<V, S, kQueries, false>(query, stride, keys, at, 0, sums);
   }
   if (at < width) {
+    if (kAdvancesByStep<kQueries>) ahead.advance();
     score_step<V, S, kQueries, true>(query, stride, keys, at, static_cast<int>(width - at), sums);
   }
   alignas(64) float reduced[V::kTile];
@@ -92,9 +99,9 @@ struct ScoreTiles {
   void run(int64_t q) const {
     constexpr int kKeys = V::kTile / kQueries;
     for (int token = 0; token < block.count; token += kKeys) {
-      ahead.advance();
+      if (!kAdvancesByStep<kQueries>) ahead.advance();
       score_tile<V, S, kQueries>(query + q * stride, stride, width, block.key + token,
-                                 scores + q * kBlock + token);
+                                 scores + q * kBlock + token, ahead);
     }
   }
 };
@@ -118,14 +125,23 @@ struct TiledScores {
   }
 
   // How often a block's scores call advance.
-  static int64_t advances(int64_t queries, int64_t /*width*/, int count) {
+  static int64_t advances(int64_t queries, int64_t width, int count) {
     auto tiles = [count](int n) { return (count + V::kTile / n - 1) / (V::kTile / n); };
-    return queries / 4 * tiles(4) + (queries & 2 ? tiles(2) : 0) + (queries & 1 ? tiles(1) : 0);
+    const int64_t several = queries / 4 * tiles(4) + (queries & 2 ? tiles(2) : 0);
+    return several * whole_steps(width, S::kStep) / S::kStep + (queries & 1 ? tiles(1) : 0);
   }
 };
 
 // Whether a score grows with its product, so that the largest product gives the largest score.
 inline bool is_plain(const Shape& shape) { return shape.softcap == 0.0f && shape.scale > 0.0f; }
+
+// Returns scores, from products, where they are not plain.
+template <class V>
+HEADRACE_INLINE typename V::Vec scaled(const Shape& shape, typename V::Vec products) {
+  if (shape.softcap == 0.0f) return V::mul(products, V::set(shape.scale));
+  const auto capped = tanh_of<V>(V::mul(products, V::set(shape.scale / shape.softcap)));
+  return V::mul(capped, V::set(shape.softcap));
+}
 
 // Returns the largest score of a row of products. Unless scores are plain, they replace products.
 template <class V>
@@ -137,12 +153,8 @@ HEADRACE_INLINE float largest_score(const Shape& shape, float* row, int count, i
   if (is_plain(shape)) {
     for (int i = 0; i < vectors; ++i) largest = V::max(V::load_vec(row + i * V::kLanes), largest);
   } else {
-    const bool capped = shape.softcap != 0.0f;
-    const auto scale = V::set(capped ? shape.scale / shape.softcap : shape.scale);
-    const auto cap = V::set(shape.softcap);
     for (int i = 0; i < vectors; ++i) {
-      auto score = V::mul(V::load_vec(row + i * V::kLanes), scale);
-      if (capped) score = V::mul(tanh_of<V>(score), cap);
+      const auto score = scaled<V>(shape, V::load_vec(row + i * V::kLanes));
       V::store_vec(row + i * V::kLanes, score);
       largest = V::max(score, largest);
     }
@@ -168,7 +180,8 @@ HEADRACE_INLINE void raise_maxima(const Shape& shape, const Scratch& scratch) {
 // Turns the block's products into weights and adds them to the totals.
 template <class V, class M>
 void weigh_block(const Shape& shape, const Scratch& scratch, int count) {
-  const int vectors = (count + V::kLanes - 1) / V::kLanes;
+  constexpr int kTogether = M::kWeights / V::kLanes;
+  const int vectors = (count + M::kWeights - 1) / M::kWeights * kTogether;
   for (int64_t q = 0; q < shape.grouped; ++q) {
     scratch.factor[q] = largest_score<V>(shape, scratch.scores + q * kBlock, count, vectors);
   }
@@ -207,7 +220,7 @@ HEADRACE_INLINE void mix_tile(const TokenBlock& block, const float* weights, con
     }
     HEADRACE_UNROLL
     for (int q = 0; q < kQueries; ++q) {
-      const auto weight = M::weight(weights + q * kBlock, token);
+      const auto weight = M::weight(weights, q, token);
       HEADRACE_UNROLL
       for (int p = 0; p < kParts; ++p) M::add(sum[q][p], weight, part[p]);
     }
@@ -249,9 +262,9 @@ struct MixTiles {
 
   template <int kQueries, int kParts, bool kRest>
   HEADRACE_INLINE void mix(int64_t q, int64_t at) const {
-    mix_tile<V, M, kQueries, kParts, kRest>(block, scratch.scores + q * kBlock, scratch.factor + q,
-                                            at, static_cast<int>(shape.width - at),
-                                            scratch.sums + q * stride + at, stride, ahead);
+    mix_tile<V, M, kQueries, kParts, kRest>(
+        block, M::weights_of(scratch.scores, q), scratch.factor + q, at,
+        static_cast<int>(shape.width - at), scratch.sums + q * stride + at, stride, ahead);
   }
 
   // How often advance is called for that many queries.
@@ -268,10 +281,8 @@ struct MixTiles {
 
 // ---- whole blocks ----
 
-template <class V, class S, class M>
-void begin_item(const Shape& shape, const Scratch& scratch, const void* query) {
-  S::prepare(shape.grouped, shape.width, static_cast<const typename S::Element*>(query),
-             static_cast<typename S::Query*>(scratch.query));
+template <class V, class M>
+void begin_sums(const Shape& shape, const Scratch& scratch) {
   const int64_t sums = shape.grouped * whole_steps(shape.width, M::kStep);
   memset(scratch.sums, 0, static_cast<size_t>(sums) * sizeof(float));
   for (int64_t q = 0; q < whole_steps(shape.grouped, V::kLanes); ++q) {
@@ -281,23 +292,32 @@ void begin_item(const Shape& shape, const Scratch& scratch, const void* query) {
   }
 }
 
+template <class V, class M>
+void mix_block(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+               const TokenBlock* next) {
+  Ahead values(next, &Run::value, shape.row_bytes,
+               MixTiles<V, M>::advances(shape.grouped, shape.width, block.count));
+  const int64_t stride = whole_steps(shape.width, M::kStep);
+  for_query_tiles(shape.grouped, MixTiles<V, M>{shape, scratch, block, stride, values});
+}
+
 // While a block's keys are used, the next block's keys come from memory, and likewise its values:
 // when it is their turn they are in a cache, and memory is never idle.
 template <class V, class S, class M>
 void attend_block(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
                   const TokenBlock* next) {
   const int64_t queries = shape.grouped, width = shape.width;
-  if (block.first) begin_item<V, S, M>(shape, scratch, block.query);
+  auto* query = static_cast<typename S::Query*>(scratch.query);
+  if (block.first) {
+    begin_sums<V, M>(shape, scratch);
+    S::prepare(queries, width, static_cast<const typename S::Element*>(block.query), query);
+  }
   if (block.count == 0) return;
   if (next) touch_pages(*next, shape.row_bytes);
   Ahead keys(next, &Run::key, shape.row_bytes, S::advances(queries, width, block.count));
-  S::score(queries, width, static_cast<const typename S::Query*>(scratch.query), block,
-           scratch.scores, keys);
+  S::score(queries, width, query, block, scratch.scores, keys);
   weigh_block<V, M>(shape, scratch, block.count);
-  Ahead values(next, &Run::value, shape.row_bytes,
-               MixTiles<V, M>::advances(queries, width, block.count));
-  for_query_tiles(queries,
-                  MixTiles<V, M>{shape, scratch, block, whole_steps(width, M::kStep), values});
+  mix_block<V, M>(shape, scratch, block, next);
 }
 
 template <class V, class M>

@@ -161,7 +161,8 @@ struct FloatValues {
   using Part = typename V::Pair;
   using Weight = typename V::Vec;
   static constexpr int kStep = 2 * V::kLanes;
-  static constexpr int kTokens = 1;  // that one weight, and one part, stand for
+  static constexpr int kTokens = 1;           // that one weight, and one part, stand for
+  static constexpr int kWeights = V::kLanes;  // that are made at once
 
   // Turns products into weights exp(scale * product - maximum), in place; returns their sum.
   static HEADRACE_INLINE float weigh(float* row, int vectors, float scale, float maximum) {
@@ -182,7 +183,13 @@ struct FloatValues {
   static HEADRACE_INLINE Part value(const char* const* rows, int64_t at, int n) {
     return V::load(reinterpret_cast<const T*>(rows[0]) + at, n);
   }
-  static HEADRACE_INLINE Weight weight(const float* row, int token) { return V::set(row[token]); }
+  // Where the weights of query q and those after it are.
+  static HEADRACE_INLINE const float* weights_of(const float* scores, int64_t q) {
+    return scores + q * kBlock;
+  }
+  static HEADRACE_INLINE Weight weight(const float* weights, int q, int token) {
+    return V::set(weights[q * kBlock + token]);
+  }
   static HEADRACE_INLINE void add(typename V::Pair& sum, Weight weight, const Part& part) {
     sum.first = V::fma(weight, part.first, sum.first);
     sum.second = V::fma(weight, part.second, sum.second);
