@@ -1,81 +1,46 @@
 """A batch's whole cache: pages on the host and on the device, the tail, the windows.
 
-This is where a step is put together: places for the new tokens, the program, and for each layer the
-attention over everything that its rows have.
+This is where a step is put together: places for the new tokens, and the program. What a layer does
+in it is in ``layer_work``.
 
-Shape suffixes: B rows, H key/value heads, G queries per key/value head, q inputs of the step, T
-tokens of a page, D head width, M model width.
+Shape suffixes: B rows, H key/value heads, q inputs of the step, D head width, M model width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.errors import MemoryBudgetError
 from headrace.plan.memory import STORE_SLOTS
 from headrace.plan.operations import Program
-from headrace.runtime.attention import (
-    Accumulator,
-    Partial,
-    Scoring,
-    attend_causal,
-    group_queries,
-    ungroup_output,
-)
-from headrace.runtime.conveyor import Conveyor, LayerWork, Rebuild
+from headrace.runtime.attention import Scoring, ungroup_output
+from headrace.runtime.conveyor import Conveyor, Rebuild
 from headrace.runtime.flat import FlatCache
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.host_pages import StoreKernel, row_entries
 from headrace.runtime.lanes import Backend, Event
-from headrace.runtime.layer_attention import attend_own
+from headrace.runtime.layer_work import WorkMaker
 from headrace.runtime.layout import Layout
 from headrace.runtime.moves import StepIndex, index_moves
-from headrace.runtime.pages import Page, PageKind, Row, StepMoves
+from headrace.runtime.pages import Page, PageKind, Row
 from headrace.runtime.programs import ProgramMaker
-from headrace.runtime.prompt import attend_prompt, row_spans
 from headrace.runtime.recorder import Recorder
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.staging import StagingRing, StoreRing
+from headrace.runtime.step import Step, hidden_places
 from headrace.runtime.store import LayerWidths, PageStore
-from headrace.runtime.tail import Tail, tail_visible
+from headrace.runtime.tail import Tail
 from headrace.runtime.weights import StreamedWeights
 from headrace.runtime.window import WindowCache
 from headrace.runtime.writer import Writer
 from headrace.timeline import Lane
 from headrace.units import format_bytes
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What the layers of a running step share.
-
-    Attributes:
-        rows: the rows that take part; all else is of these alone.
-        moves: what becomes of the new tokens.
-        index: the same as tensors.
-        fresh: whether no row had anything cached before.
-        spans: rows by the span of their inputs, if each is contiguous.
-        visible: bool ``[B, 1, 1, T]``; places of the tail that are seen.
-        tail_token: int64 ``[B, T]``; 0 for such a place, -1 for others (older than any query).
-        column_Bq: int64; column of the padded batch of each input, -1 for padding.
-    """
-
-    rows: range
-    moves: StepMoves
-    index: StepIndex
-    fresh: bool
-    spans: dict[tuple[int, int], list[int]] | None
-    visible: Tensor
-    tail_token: Tensor
-    column_Bq: Tensor
 
 
 class PagedCache:
@@ -129,6 +94,9 @@ class PagedCache:
         self._writer = Writer(
             backend, self._store, self._store_ring, widths, self._block, self._note_store
         )
+        self._works = WorkMaker(
+            self._tail, self._windows, self._flat, self._writer, settings.workspace_bytes
+        )
         self._host: HostLane | None = None
         self.host_note: str | None = None
         """Why the host attends without the native kernel, if it does."""
@@ -156,7 +124,7 @@ class PagedCache:
             None if self._host is None else self._host_entries,
             () if weights is None else weights.layer_bytes,
         )
-        self._now: _Step | None = None
+        self._now: Step | None = None
         self._decoded: Program | None = None
         self._grow(self._layout.pages_expected(prompt_len, new_tokens))
 
@@ -235,7 +203,7 @@ class PagedCache:
         some = self._layout.of(rows)
         fresh = not any(row.length for row in some)
         tails = self._noted_tokens(rows)
-        hidden = [_hidden_places(row) for row in some]
+        hidden = [hidden_places(row) for row in some]
         cut = self._programs.cut(rows, q_len)
         program = self._programs.program(rows, q_len, tails)
         moves = self._layout.append(new, first_column, rows)
@@ -244,7 +212,7 @@ class PagedCache:
         index = index_moves(
             moves, q_len, self._block, self._writer.pages_at_once(), self._backend.device
         )
-        self._now = self._step(rows, moves, index, hidden, first_column, fresh)
+        self._now = Step.of(rows, moves, index, hidden, first_column, fresh, self._block)
         self._note_positions(index, position_Bq)
         for window in set(self._windows.values()):
             window.begin_step(self._now.column_Bq, moves.new, first_column, rows)
@@ -263,36 +231,6 @@ class PagedCache:
         step until pages change.
         """
         return self._device_tokens(rows) if self.recorder.enabled else 0
-
-    def _step(
-        self,
-        rows: range,
-        moves: StepMoves,
-        index: StepIndex,
-        hidden: list[set[int]],
-        first_column: int | Sequence[int],
-        fresh: bool,
-    ) -> _Step:
-        """Return what the layers share. Generated tokens are in the tail when it is attended to."""
-        counts = list(moves.tail_before)
-        if moves.generated:
-            counts = [
-                count + len(indices) for count, indices in zip(counts, moves.new, strict=True)
-            ]
-        device = self._backend.device
-        first = torch.tensor(first_column, device=device).view(-1, 1)
-        column = torch.arange(index.token_Bq.shape[1], device=device) + first
-        visible = tail_visible(counts, hidden, self._block, device)
-        return _Step(
-            rows=rows,
-            moves=moves,
-            index=index,
-            fresh=fresh,
-            spans=row_spans(moves.new) if fresh else None,
-            visible=visible,
-            tail_token=visible[:, 0, 0].to(torch.int64) - 1,
-            column_Bq=torch.where(index.token_Bq >= 0, column, -1),
-        )
 
     def _note_positions(self, index: StepIndex, position_Bq: Tensor) -> None:
         """Keep the positions of tokens whose X is stored: rebuilding needs them."""
@@ -332,105 +270,8 @@ class PagedCache:
         """
         assert self._now is not None
         q_len = query.shape[2]
-        grouped = group_queries(query, key.shape[1])
-        if self._flat is not None or layer in self._windows:
-            work = self._device_work(layer, query, grouped, key, value, scoring)
-        else:
-            work = self._paged_work(layer, activations, query, grouped, key, value, scoring)
+        work = self._works.work(layer, activations, query, key, value, scoring, self._now)
         return ungroup_output(self._conveyor.run_layer(layer, work), q_len)
-
-    def _device_work(
-        self,
-        layer: int,
-        query: Tensor,
-        grouped: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scoring: Scoring,
-    ) -> LayerWork:
-        """Return the work of a layer all of whose cache stays on the device."""
-        assert self._now is not None
-        step, window, flat = self._now, self._windows.get(layer), self._flat
-
-        def attend_new() -> Tensor | Partial:
-            if window is not None:
-                workspace = self._settings.workspace_bytes
-                return window.attend(layer, grouped, key, value, step.column_Bq, scoring, workspace)
-            assert flat is not None
-            return flat.attend(layer, query, key, value, scoring, step.spans)
-
-        return LayerWork(grouped, scoring, attend_new, store=lambda: None)
-
-    def _paged_work(
-        self,
-        layer: int,
-        activations: Tensor | None,
-        query: Tensor,
-        grouped: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scoring: Scoring,
-    ) -> LayerWork:
-        assert self._now is not None
-        step = self._now
-
-        def attend_new() -> Partial | Tensor:
-            if step.moves.generated:
-                self._tail.write(layer, key, value, step.index, step.rows)
-                tail = self._tail.layer(layer, step.rows)
-                return attend_own(grouped, *tail, scoring, step.visible)
-            if step.fresh and step.spans is not None and scoring.softcap is None:
-                output = attend_prompt(query, key, value, scoring.scale, step.spans)
-                return group_queries(output, key.shape[1])
-            return self._attend_tail_and_new(layer, grouped, key, value, scoring, step)
-
-        def store() -> None:
-            self._store_new(layer, activations, key, value, step)
-
-        return LayerWork(grouped, scoring, attend_new, store)
-
-    def _attend_tail_and_new(
-        self, layer: int, grouped: Tensor, key: Tensor, value: Tensor, scoring: Scoring, step: _Step
-    ) -> Partial:
-        """Attend several new tokens to the tail from before, and causally to themselves."""
-        accumulator = Accumulator(grouped)
-        token_Bq, workspace = step.index.token_Bq, self._settings.workspace_bytes
-        if not step.index.tail_empty:
-            accumulator.add(
-                attend_causal(
-                    grouped,
-                    *self._tail.layer(layer, step.rows),
-                    scoring,
-                    token_Bq,
-                    step.tail_token,
-                    workspace,
-                )
-            )
-        accumulator.add(attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace))
-        return accumulator.result()
-
-    def _store_new(
-        self, layer: int, activations: Tensor | None, key: Tensor, value: Tensor, step: _Step
-    ) -> None:
-        """Bring full pages to their place, and what is left to the tail."""
-        index = step.index
-        if not index.fills and index.tails is None:
-            return
-        sources = self._tail.layer(layer, step.rows)
-        if not index.generated:
-            if index.tail_empty:
-                sources = (key, value)
-            else:
-                keys, values = sources
-                sources = (torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2))
-        for batch in index.fills:
-            if batch.kind is PageKind.ACTIVATIONS:
-                assert activations is not None
-                self._writer.write(layer, batch, (activations,))
-            else:
-                self._writer.write(layer, batch, sources)
-        if index.tails is not None:
-            self._tail.update(layer, *sources, index.tails, step.rows)
 
     def end_step(self) -> None:
         """Say that the model's forward has ended."""
@@ -556,11 +397,6 @@ class PagedCache:
         if self._host is not None:
             self._host.close()
         vars(self).clear()
-
-
-def _hidden_places(row: Row) -> set[int]:
-    """Return the places of a row's tail whose tokens the attention mask hides."""
-    return {place for place, token in enumerate(row.tail) if token in row.hidden}
 
 
 def _make_windows(backend: Backend, settings: CacheSettings, rows: int) -> dict[int, WindowCache]:
