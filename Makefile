@@ -29,8 +29,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the demo: headrace demo $(ARGS)
 	$(BIN)/headrace demo $(ARGS)
 
-bench: $(STAMP) ## Run the benchmarks: headrace bench $(ARGS)
-	$(BIN)/headrace bench $(ARGS)
+bench: $(STAMP) ## Run the benchmark suite, or headrace bench $(ARGS)
+	@mkdir -p out
+	$(BIN)/headrace bench $(or $(ARGS),suite --output out/bench.json --page out/bench.html)
 
 test: $(STAMP) ## Run every test that needs no GPU: pytest $(ARGS)
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

@@ -109,13 +109,25 @@ def _case(case: Mapping[str, Any]) -> str:
         sizes += f", within {size(work['gpu_memory'])} of device memory"
     if work["weights_on_host"]:
         sizes += f", {work['weights_on_host']:.0%} of the weights on the host"
-    notes = [*case["adapted"], *(f"{one['name']}: {one['reason']}" for one in case["unable"])]
+    notes = [*_asked(case), *(f"{one['name']}: {one['reason']}" for one in case["unable"])]
     return (
         f'<section class="card case"><h2>{escape(case["case"])}: {escape(work["model"])}</h2>'
         f'<p class="sizes">{escape(sizes)}</p>{_runs(case)}'
         + "".join(f'<p class="unable">{escape(words)}</p>' for words in notes)
         + f'<details><summary>The numbers</summary><div class="numbers">'
         f"{table_html(list(_table(case)))}</div></details></section>"
+    )
+
+
+def _asked(case: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the case asks for and why less was run, if it was."""
+    if not case["adapted"]:
+        return
+    asked = case["asked"]
+    memory = f" within {asked['gpu_memory']}" if asked["gpu_memory"] else ""
+    yield (
+        f"Asked: {asked['rows']:,} rows × {asked['prompt_len']:,} tokens, {asked['layers']} layers"
+        f"{memory}. Less is run here: {'; '.join(case['adapted'])}."
     )
 
 
@@ -147,10 +159,7 @@ def _runs(case: Mapping[str, Any]) -> str:
             f'width="{wide}"/>{lines}</svg><span class="figure">'
             f"<strong>{seconds(one['step_s'])}</strong><small>{small}</small></span></li>"
         )
-    return (
-        f'<ul class="runs">{"".join(items)}</ul><p>A bar is a decode step; the line across is its '
-        "bound, the dashed one the prediction.</p>"
-    )
+    return f'<ul class="runs">{"".join(items)}</ul>'
 
 
 def _table(case: Mapping[str, Any]) -> Iterator[dict[str, object]]:
@@ -159,7 +168,7 @@ def _table(case: Mapping[str, Any]) -> Iterator[dict[str, object]]:
             name: None if share is None else f"{share:.0%}"
             for name, share in one.get("of_profile", {}).items()
         }
-        agreement = one["agreement"]
+        agreement, energy = one["agreement"], one["energy_j_per_step"]
         yield {
             "run": one.get("policy") or one["rival"],
             "step": seconds(one["step_s"]),
@@ -178,6 +187,7 @@ def _table(case: Mapping[str, Any]) -> Iterator[dict[str, object]]:
             "device busy": _share(one, "device_busy"),
             **{f"{name.replace('_', ' ')}, of its rate": words for name, words in rates.items()},
             "peak": size(one["peak_gpu_bytes"]),
+            "energy": None if energy is None else f"{energy:.3g} J",
             "logit error": None if agreement is None else agreement["max_logit_error"],
             "same tokens": None if agreement is None else agreement["tokens_identical"],
         }

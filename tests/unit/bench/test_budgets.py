@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from headrace.bench.budgets import choose_budget, choose_wanted
+from headrace.bench.catalogue import CASES
+from headrace.bench.sizes import Limits, Most, fit
+from headrace.bench.suite import place
+from headrace.engine.loading import dummy_model
+from headrace.hardware.catalog import machine
+from headrace.hf.machine import shape_of
+from headrace.hf.planning import uncounted_bytes
+from headrace.plan.plan import make_plan
+from headrace.plan.workload import Workload
+
+STEPS = 11
+ROOMY = Limits(host_bytes=1 << 45, device_bytes=1 << 45)
+
+
+def chosen(emulated, name, most=None, narrow=8):
+    """Return a case's sizes, model, wish and budget, for layers that are very narrow."""
+    case = CASES[name]
+    fitted = fit(case, "bfloat16", ROOMY, STEPS, most)
+    if most is not None:
+        fitted = replace(fitted, sizes=replace(fitted.sizes, narrow=narrow))
+    sizes = fitted.sizes
+    model = dummy_model(sizes.model, layers=2, narrow=narrow, device="cpu").model
+    wanted = choose_wanted(case, fitted, model, emulated, STEPS)
+    place(model, wanted.weights_on_host, emulated)
+    return fitted, model, wanted, choose_budget(case, fitted, wanted, model, emulated, STEPS)
+
+
+@pytest.fixture
+def profile(emulated):
+    return replace(emulated, host_attend_bytes_per_s=2e9)
+
+
+def plan_of(fitted, model, budget, profile):
+    sizes = fitted.sizes
+    shape = shape_of(model)
+    more = uncounted_bytes(model, shape, budget.weights_on_host, torch.device("cpu"))
+    return make_plan(
+        shape,
+        Workload(sizes.rows, sizes.prompt_len, STEPS + 1),
+        replace(profile, device_memory_bytes=1 << 40),
+        gpu_memory_bytes=budget.gpu_bytes - more,
+        weights_streamed=budget.weights_on_host,
+    )
+
+
+def test_a_small_slice_has_room_for_the_same_share_of_the_cache(profile):
+    fitted, model, wanted, budget = chosen(profile, "opt-6.7b-24gib", Most(2, 8, 512))
+    assert budget.weights_on_host == wanted.weights_on_host == 0.0
+    assert 0.1 < wanted.resident < 0.5
+    plan = plan_of(fitted, model, budget, profile)
+    assert plan.feasible
+    assert plan.split.resident == pytest.approx(wanted.resident, abs=0.08)
+    assert "24GiB asked" in budget.words
+    # Buffers of full transfer may be larger than such a cache.
+    assert budget.of("auto") == budget.gpu_bytes
+    assert budget.of("stream") is None
+
+
+def test_a_model_that_does_not_fit_streams_the_same_share_of_its_weights(profile):
+    fitted, model, wanted, budget = chosen(profile, "opt-13b-16gib", Most(2, 8, 512))
+    assert 0.2 < wanted.weights_on_host < 0.8
+    # A parameter is streamed whole or not at all.
+    assert wanted.weights_on_host <= budget.weights_on_host < wanted.weights_on_host + 0.15
+    assert plan_of(fitted, model, budget, profile).feasible
+
+
+def test_at_full_size_the_budget_is_what_is_asked_for(emulated):
+    machine_profile = replace(machine("a100-40gb-pcie4"), device="cpu")
+    case = replace(CASES["opt-6.7b-24gib"], weights_on_host=0.0)
+    fitted = fit(case, "bfloat16", ROOMY, STEPS)
+    model = dummy_model("opt-6.7b", layers=1, narrow=8, device="cpu").model
+    wanted = choose_wanted(case, fitted, model, machine_profile, STEPS)
+    budget = choose_budget(case, fitted, wanted, model, machine_profile, STEPS)
+    assert (budget.gpu_bytes, budget.words, budget.only_auto) == (24 << 30, "", False)
+    assert budget.of("stream") == budget.of("auto") == 24 << 30
+
+
+def test_a_case_without_a_budget_gets_none(profile):
+    _, _, wanted, budget = chosen(profile, "fits-1", Most(2))
+    assert wanted.resident is None
+    assert (budget.gpu_bytes, budget.weights_on_host, budget.words) == (None, 0.0, "")
