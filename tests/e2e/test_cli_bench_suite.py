@@ -6,7 +6,10 @@ from tests.e2e.in_process import run_here
 from headrace.bench import suite
 from headrace.hf.weights import placed_weights
 
-TINY = ("--rows", "2", "--prompt", "64", "--layers", "1", "--rounds", "1", "--steps", "1")
+TINY = (
+    *("--rows", "2", "--prompt", "64", "--layers", "1", "--narrow", "8"),
+    *("--rounds", "1", "--steps", "1"),
+)
 POLICY = {
     "policy", "origin", "resident_fraction", "recompute_fraction", "host_fraction", "prefill_s",
     "step_s", "step_s_min", "step_s_max", "tokens_per_s", "predicted_step_s", "prediction_error",
@@ -53,6 +56,13 @@ def test_policies_and_rivals_run_the_same_work(measured):
     (rival,) = case["rivals"]
     assert (rival["rival"], rival["origin"]) == ("transformers", "measured")
     assert 0 < rival["step_s_min"] <= rival["step_s"] <= rival["step_s_max"]
+
+
+def test_heads_are_divided_evenly(stored_profile, capsys):
+    done = run_here(capsys, "bench", "fits-1", *TINY, "--narrow", "3", "--json", "--quiet")
+    assert done.returncode == 1
+    (unable,) = json.loads(done.stdout)["unable"]
+    assert "narrow is 3; it must divide the 32 heads and 8 key/value heads" in unable["reason"]
 
 
 def test_what_cannot_run_says_why(measured):
@@ -109,7 +119,7 @@ def test_the_report_says_the_bound_before_the_figures(stored_profile, capsys):
     words = ("--policies", "stream,auto", "--rivals", "none", "--quiet")
     done = run_here(capsys, "bench", "rivals-opt-6.7b", *TINY, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "16 rows × 1,024 tokens, all 32 layers asked, 2 rows × 64 tokens, 1 of 32" in done.stdout
+    assert "all 32 layers asked, 2 rows × 64 tokens, 1 of 32 layers (1/8 as wide)" in done.stdout
     assert done.stdout.index("stream: bound") < done.stdout.index("tokens/s")
     assert "Compared with stream over the first 4 tokens" in done.stdout
     assert "transformers" not in done.stdout
@@ -156,6 +166,7 @@ def test_a_case_that_cannot_run_does_not_take_the_others_along(stored_profile, c
     [
         (("fits", "no-such"), ["'no-such'", "paper-latency", "suite"]),
         (("fits", "--prompt", "0"), ["--prompt is 0", "1 up"]),
+        (("fits-1", "--narrow", "0"), ["--narrow is 0", "1 up"]),
         (("fits", "--layers", "-1"), ["--layers is -1"]),
         (("fits", "--gpu-memory", "8GiB"), ["--gpu-memory is '8GiB'", "no such setting"]),
         (("fits", "--batches", "2"), ["--batches is '2'", "no such setting"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from headrace.bench.catalogue import Case
+from headrace.errors import ConfigurationError
 from headrace.model.cost import (
     all_layers_weight_bytes,
     attention_flops,
@@ -187,16 +188,35 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Most:
-    """Sizes that are not to be exceeded; None where nothing is said."""
+    """Sizes that are not to be exceeded; None where nothing is said.
+
+    Attributes:
+        layers: decoder layers.
+        rows: sequences.
+        prompt_len: tokens of each prompt.
+        narrow: how many times narrower the layers are at least.
+    """
 
     layers: int | None = None
     rows: int | None = None
     prompt_len: int | None = None
+    narrow: int = 1
 
     def of(self, sizes: Sizes) -> Sizes:
-        """Return sizes that keep within."""
+        """Return sizes that keep within.
+
+        Raises:
+            ConfigurationError: the model's heads cannot be divided so.
+        """
+        shape = published_shape(sizes.model)
+        if shape.num_heads % self.narrow or shape.num_kv_heads % self.narrow:
+            raise ConfigurationError(
+                f"narrow is {self.narrow}; it must divide the {shape.num_heads} heads and "
+                f"{shape.num_kv_heads} key/value heads of {sizes.model}"
+            )
         return replace(
             sizes,
+            narrow=max(sizes.narrow, self.narrow),
             layers=min(sizes.layers, self.layers or sizes.layers),
             rows=min(sizes.rows, self.rows or sizes.rows),
             prompt_len=min(sizes.prompt_len, self.prompt_len or sizes.prompt_len),
@@ -215,7 +235,7 @@ def fit(case: Case, dtype: str, limits: Limits, steps: int, most: Most | None = 
     """
     asked = Sizes.of(case, dtype)
     sizes, reasons = (most or Most()).of(asked), {}
-    if sizes.layers < asked.layers:
+    if sizes.layers < asked.layers or sizes.narrow > 1:
         reasons["layers"] = "a slice"
     if (sizes.rows, sizes.prompt_len) != (asked.rows, asked.prompt_len):
         reasons["asked"] = "at most so much was asked for"

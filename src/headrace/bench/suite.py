@@ -56,6 +56,7 @@ class SuiteOptions:
         steps: instead of a case's own.
         rows: at most so many rows.
         prompt_len: at most so many tokens of a prompt.
+        narrow: layers are at least so many times narrower.
     """
 
     device: str = "auto"
@@ -68,6 +69,7 @@ class SuiteOptions:
     steps: int | None = None
     rows: int | None = None
     prompt_len: int | None = None
+    narrow: int = 1
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def fit_case(case: Case, options: SuiteOptions, steps: int) -> Fitted:
             gemm_flops_per_s=rate,
             runs=len(case.policies) + (PLAIN in case.rivals),
         )
-    most = Most(layers, options.rows, options.prompt_len)
+    most = Most(layers, options.rows, options.prompt_len, options.narrow)
     return fit(case, options.dtype, limits, steps, most)
 
 

@@ -42,6 +42,13 @@ def add_options(parser: Options) -> None:
         "(default: as the workload says)",
     )
     parser.add_argument(
+        "--narrow",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of named workloads: layers that are N times narrower, with N times fewer heads",
+    )
+    parser.add_argument(
         "--page", metavar="FILE.html", help="of named workloads: write a page with pictures"
     )
 
@@ -111,7 +118,7 @@ def _options(args: argparse.Namespace) -> list[SuiteOptions]:
     from headrace.engine.loading import resolve_device
     from headrace.hardware.catalog import machine as published
 
-    for setting in ("rows", "prompt", "rounds", "steps", "layers"):
+    for setting in ("rows", "prompt", "rounds", "steps", "layers", "narrow"):
         value = getattr(args, setting)
         if value is not None and value < 1:
             raise ConfigurationError(f"--{setting} is {value}; allowed is 1 up")
@@ -134,6 +141,7 @@ def _options(args: argparse.Namespace) -> list[SuiteOptions]:
             steps=args.steps,
             rows=args.rows,
             prompt_len=args.prompt,
+            narrow=args.narrow,
         )
         for name in emulated
     ]

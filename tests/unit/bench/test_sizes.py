@@ -84,6 +84,8 @@ def test_no_more_is_run_than_is_asked_for():
     assert fitted.reasons == ("a slice", "at most so much was asked for")
     small = Case("small", "opt-6.7b", 1, 50)
     assert fit(small, "float32", ROOMY, 20, Most(64, 2, 100)).reasons == ()
+    narrow = fit(small, "float32", ROOMY, 20, Most(narrow=8))
+    assert (narrow.sizes.narrow, narrow.sizes.layers, narrow.reasons) == (8, 32, ("a slice",))
 
 
 def test_a_slice_keeps_the_proportions_of_its_model():
