@@ -24,6 +24,9 @@ from headrace.plan.workload import Workload
 from headrace.units import format_bytes, parse_bytes
 
 _AMPLE_BYTES = 2**50
+_SPARE_BYTES = 256 << 20
+"""Device memory that weights leave free, for what a model has beside its matrices."""
+
 _SEARCH_STEPS = 16
 _NEAR = 0.02
 """How much more of the cache than intended may stay on the device."""
@@ -172,10 +175,24 @@ def _plan(
 def _placed_share(
     case: Case, sizes: Sizes, model: nn.Module, profile: HardwareProfile, steps: int
 ) -> float:
-    """Return the share of a model's weights that a budget has no room for."""
-    options = CacheOptions.checked("auto", case.gpu_memory, None, None, None, profile, poison=False)
+    """Return the share of a model's weights for which a budget has no room under some policy.
+
+    All policies run with the same weights, and one whose buffers are larger leaves less room.
+    """
     parameter = next(model.parameters())
     dtype: torch.dtype = parameter.dtype
     config: Any = model.config
     work = Workload(sizes.rows, sizes.prompt_len, steps + 1)
-    return choose_placing(config, dtype, parameter.device, options, work).share
+    room = None
+    if case.gpu_memory is not None:
+        room = parse_bytes(case.gpu_memory, setting="gpu_memory") - _SPARE_BYTES
+    return max(
+        choose_placing(
+            config,
+            dtype,
+            parameter.device,
+            CacheOptions.checked(policy, room, None, None, None, profile, poison=False),
+            work,
+        ).share
+        for policy in case.policies
+    )

@@ -1,18 +1,23 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from headrace.bench import budgets
 from headrace.bench.budgets import choose_budget, choose_wanted
 from headrace.bench.catalogue import CASES
 from headrace.bench.sizes import Limits, Most, fit
 from headrace.bench.suite import place
+from headrace.engine import loading
 from headrace.engine.loading import dummy_model
 from headrace.hardware.catalog import machine
+from headrace.hf import placing
 from headrace.hf.machine import shape_of
-from headrace.hf.planning import uncounted_bytes
+from headrace.hf.planning import LIBRARY_BYTES, uncounted_bytes
 from headrace.plan.plan import make_plan
 from headrace.plan.workload import Workload
+from headrace.units import parse_bytes
 
 STEPS = 11
 ROOMY = Limits(host_bytes=1 << 45, device_bytes=1 << 45)
@@ -85,3 +90,30 @@ def test_a_case_without_a_budget_gets_none(profile):
     _, _, wanted, budget = chosen(profile, "fits-1", Most(2))
     assert wanted.resident is None
     assert (budget.gpu_bytes, budget.weights_on_host, budget.words) == (None, 0.0, "")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_of_80_gib_every_policy_of_every_case_fits(name, monkeypatch):
+    host_bytes = 120 << 30
+    monkeypatch.setattr(placing, "available_host_memory_bytes", lambda: host_bytes)
+    profile = replace(machine("h100-80gb-pcie5"), host_memory_bytes=host_bytes)
+    case = CASES[name]
+    sizes = fit(case, "bfloat16", Limits(host_bytes, 80 << 30), STEPS).sizes
+    context = sizes.prompt_len + STEPS + 1
+    config = loading._config(sizes.shape, sizes.layers, sizes.shape.vocab_size, context)
+    weight = torch.empty(0, dtype=torch.bfloat16)
+    model = SimpleNamespace(config=config, parameters=lambda: iter([weight]))
+    share = case.weights_on_host
+    if share is None:
+        share = budgets._placed_share(case, sizes, model, profile, STEPS)
+    room = case.gpu_memory and parse_bytes(case.gpu_memory, setting="") - LIBRARY_BYTES
+    for policy in case.policies:
+        plan = make_plan(
+            replace(sizes.shape, max_context=context),
+            Workload(sizes.rows, sizes.prompt_len, STEPS + 1),
+            profile,
+            policy=policy,
+            gpu_memory_bytes=room,
+            weights_streamed=share,
+        )
+        assert plan.feasible, (policy, plan.reasons)
