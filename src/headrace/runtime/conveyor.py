@@ -157,6 +157,10 @@ class Conveyor:
         """Number of the step that runs, from 0."""
         return self._step
 
+    def let_host_attend(self, host: HostLane) -> None:
+        """From the next step on, hand layers to the host where a program says so."""
+        self._host = host
+
     def begin_step(self, now: StepProgram, after: StepProgram | None) -> None:
         """Start a step.
 

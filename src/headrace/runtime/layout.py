@@ -23,6 +23,7 @@ from headrace.runtime.pages import (
     Page,
     PageFill,
     PageKind,
+    PageMove,
     PagePool,
     Row,
     StepMoves,
@@ -313,6 +314,35 @@ class Layout:
                 "is used up; reserve more tokens"
             )
         return Page(kind, number, np.empty(0, dtype=np.int64))
+
+    @property
+    def promotable(self) -> int:
+        """Pages that may still come to the device, where there is a limit to them."""
+        return 0 if self._resident_pages is None else self._resident_room()
+
+    def promote(self, rows: range, most: int) -> list[PageMove]:
+        """Give some rows' pages on the host places on the device: keys and values before X.
+
+        Nothing is copied here; the pool must have so many free pages.
+
+        Args:
+            rows: rows whose prompts are in the cache.
+            most: pages.
+        """
+        moves: list[PageMove] = []
+        for kind in (PageKind.KV, PageKind.ACTIVATIONS):
+            pages = {id(page): page for page, _ in self.pages(kind, rows)}
+            for page in list(pages.values())[: most - len(moves)]:
+                moves.append(PageMove(page, kind, page.number))
+                page.number = self._take(PageKind.RESIDENT).number
+                page.kind = PageKind.RESIDENT
+        for move in moves:
+            self.pools[move.kind].give_back(move.number)
+        moved = {id(move.page) for move in moves}
+        for row in self.rows:
+            if any(id(page) in moved for page in row.pages):
+                self._touch(row)
+        return moves
 
     def select(self, sources: Sequence[int]) -> None:
         """Let row i become what row ``sources[i]`` was; shared pages stay where they are.

@@ -28,8 +28,9 @@ from headrace.runtime.lanes import Backend, Event
 from headrace.runtime.layer_work import WorkMaker
 from headrace.runtime.layout import Layout
 from headrace.runtime.moves import StepIndex, index_moves
-from headrace.runtime.pages import Page, PageKind, Row
+from headrace.runtime.pages import HOST_KINDS, Page, PageKind, Row
 from headrace.runtime.programs import ProgramMaker
+from headrace.runtime.promotion import Promoter
 from headrace.runtime.recorder import Recorder
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.staging import StagingRing, StoreRing
@@ -101,9 +102,7 @@ class PagedCache:
         self.host_note: str | None = None
         """Why the host attends without the native kernel, if it does."""
         if settings.host_share > 0:
-            kernel = StoreKernel(self._store)
-            self.host_note = kernel.reason
-            self._host = HostLane(backend, kernel)
+            self._open_host()
         self._conveyor = Conveyor(
             backend,
             self._store,
@@ -117,16 +116,31 @@ class PagedCache:
             self._host,
             weights,
         )
+        self._promoter = Promoter(
+            backend,
+            self._store,
+            self._ring,
+            self._writer,
+            widths,
+            rebuild,
+            settings.pages_at_once(PageKind.ACTIVATIONS),
+        )
         self._programs = ProgramMaker(
             settings,
             self._layout,
             backend.device,
-            None if self._host is None else self._host_entries,
+            self._host_entries,
             () if weights is None else weights.layer_bytes,
         )
         self._now: Step | None = None
         self._decoded: Program | None = None
         self._grow(self._layout.pages_expected(prompt_len, new_tokens))
+
+    def _open_host(self) -> HostLane:
+        kernel = StoreKernel(self._store)
+        self.host_note = kernel.reason
+        self._host = HostLane(self._backend, kernel)
+        return self._host
 
     # What it holds
 
@@ -346,6 +360,39 @@ class PagedCache:
                     )
             self._store.grow(kind, added)
             pool.grow(pool.capacity + added)
+
+    @property
+    def host_share(self) -> float:
+        """Share of the keys and values on the host to which the host's cores attend."""
+        return self._programs.host_share
+
+    @host_share.setter
+    def host_share(self, share: float) -> None:
+        """Change it from the next step on; no page moves."""
+        if share > 0 and self._host is None:
+            self._conveyor.let_host_attend(self._open_host())
+        self._programs.host_share = share
+
+    def promote(self, rows: range, most: int) -> int:
+        """Bring pages of some rows to the device, as far as its limit allows; return how many.
+
+        Args:
+            rows: rows whose prompts are in the cache.
+            most: pages.
+        """
+        on_host = {id(page) for kind in HOST_KINDS for page, _ in self._layout.pages(kind, rows)}
+        count = min(most, self._layout.promotable, len(on_host))
+        if count <= 0:
+            return 0
+        self._grow({PageKind.RESIDENT: count})
+        self._conveyor.reset()
+        for layer, lane, event, size_bytes in self._promoter.bring(
+            self._layout.promote(rows, count)
+        ):
+            self.recorder.note_work(
+                self._conveyor.step, lane, "promote", layer, event, size_bytes=size_bytes
+            )
+        return count
 
     def show(self, row: int, visible_columns: NDArray[np.bool_]) -> None:
         """Let the attention mask of a row say which of its cached tokens are seen."""

@@ -28,6 +28,10 @@ class PageKind(StrEnum):
     """Keys and values on the device: resident."""
 
 
+HOST_KINDS = (PageKind.ACTIVATIONS, PageKind.KV)
+"""Those whose pages are on the host."""
+
+
 @dataclass(eq=False)
 class Page:
     """A page of one of the three pools.
@@ -43,6 +47,21 @@ class Page:
     number: int
     tokens: TokenNumbers
     users: int = 1
+
+
+@dataclass(frozen=True)
+class PageMove:
+    """A page that moves to the device.
+
+    Attributes:
+        page: as it is now.
+        kind: what it was.
+        number: its place in the pool where it was.
+    """
+
+    page: Page
+    kind: PageKind
+    number: int
 
 
 @dataclass

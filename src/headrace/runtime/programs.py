@@ -79,6 +79,7 @@ class ProgramMaker:
         self._host_entries = host_entries
         self._layer_weights = layer_weights
         self._cuts: dict[tuple[range, bool], Cut] = {}
+        self._host_share = settings.host_share
 
     def cut(self, rows: range, q_len: int) -> Cut:
         """Return how the pages of some rows are divided in a step of so many inputs."""
@@ -92,12 +93,18 @@ class ProgramMaker:
             del self._cuts[next(iter(self._cuts))]
         return known
 
-    def forget(self) -> None:
-        """Divide all pages anew: how that is done has changed."""
+    @property
+    def host_share(self) -> float:
+        """Share of the keys and values on the host to which the host attends."""
+        return self._host_share
+
+    @host_share.setter
+    def host_share(self, share: float) -> None:
+        self._host_share = share
         self._cuts = {}
 
     def _hosted(self, q_len: int) -> bool:
-        wanted = self._host_entries is not None and self._settings.host_share > 0
+        wanted = self._host_entries is not None and self._host_share > 0
         return wanted and q_len <= MOST_HOST_QUERIES
 
     def _cut(self, rows: range, state: tuple[int, ...], hosted: bool) -> Cut:
@@ -108,7 +115,7 @@ class ProgramMaker:
         for kind in PageKind:
             uses = self._layout.pages(kind, rows)
             if kind is PageKind.KV and hosted:
-                uses, by_host = _divide(uses, self._settings.host_share)
+                uses, by_host = _divide(uses, self._host_share)
             at_once = self._settings.pages_at_once(kind)
             found = cut_granules(self._layout, kind, at_once, self._device, uses, rows)
             by_kind[kind] = deque(found)

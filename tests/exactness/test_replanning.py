@@ -1,0 +1,54 @@
+"""The split changes while rows run: pages come to the device, and the host's share moves."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from tests.exactness.test_rows import Life
+from tests.support import CONFIGS, shared_model
+
+from headrace.hf.planning import CacheOptions
+from headrace.hf.rows_cache import RowsCache
+from headrace.plan.workload import Workload
+from headrace.runtime.pages import PageKind
+
+
+def limited_cache(model, monkeypatch, recompute, host, pages):
+    """A cache with so many pages on the device."""
+    from headrace.hf import attached_cache
+
+    plan = attached_cache.plan_cache
+
+    def planned(*args):
+        found = plan(*args)
+        return replace(found, settings=replace(found.settings, resident_pages=pages))
+
+    monkeypatch.setattr(attached_cache, "plan_cache", planned)
+    options = CacheOptions.checked("auto", None, None, recompute, host, None, poison=True)
+    return RowsCache(model, Workload(6, 40, 20), options)
+
+
+@pytest.mark.parametrize("pages", [3, 12])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_stay_the_same_while_the_split_changes(name, pages, monkeypatch):
+    steps, choose, promoted = 9, random.Random(str((name, pages))), 0
+    with limited_cache(shared_model(name), monkeypatch, 0.4, 0.3, pages) as cache:
+        life = Life(name, cache, steps)
+        seeds = list(range(12))
+        while seeds or life.seeds:
+            room = min(cache.capacity - len(life.seeds), len(seeds))
+            if room and choose.random() < 0.6:
+                count = choose.randint(1, room)
+                decoding = range(len(life.seeds))
+                life.admit(seeds[:count], choose.choice([7, 33, 200]), decoding or None)
+                seeds = seeds[count:]
+            elif life.seeds:
+                if choose.random() < 0.5:
+                    cache.paged.host_share = choose.choice([0.0, 0.4, 1.0])
+                promoted += cache.paged.promote(range(len(life.seeds)), choose.choice([0, 2, 9]))
+                life.decode(range(len(life.seeds)))
+                life.drop_finished()
+            layout = cache.paged.layout
+            layout.check_integrity()
+            assert layout.pools[PageKind.RESIDENT].capacity <= pages
+        assert promoted > 0
