@@ -7,10 +7,15 @@ import pytest
 from tests.exactness.test_rows import Life
 from tests.support import CONFIGS, shared_model
 
+from headrace.hardware.catalog import machine
 from headrace.hf.planning import CacheOptions
+from headrace.hf.replanning import Rules
 from headrace.hf.rows_cache import RowsCache
 from headrace.plan.workload import Workload
 from headrace.runtime.pages import PageKind
+
+MACHINE = machine("a100-40gb-pcie4")
+BUDGET = 600_000
 
 
 def limited_cache(model, monkeypatch, recompute, host, pages):
@@ -52,3 +57,21 @@ def test_tokens_stay_the_same_while_the_split_changes(name, pages, monkeypatch):
             layout.check_integrity()
             assert layout.pools[PageKind.RESIDENT].capacity <= pages
         assert promoted > 0
+
+
+def test_a_batch_that_shrinks_comes_to_the_device_by_itself():
+    options = CacheOptions.checked("auto", BUDGET, None, None, None, MACHINE, poison=True)
+    with RowsCache(shared_model("llama-gqa"), Workload(6, 60, 20), options) as cache:
+        assert cache.replanning is not None
+        cache.replanning.rules = Rules(least_gain=0.0, every_steps=1)
+        life = Life("llama-gqa", cache, 9)
+        life.admit(list(range(6)), 200, None)
+        life.decode(range(6))
+        life.arrange([0, 1])
+        for _ in range(5):
+            life.decode(range(2))
+        assert cache.replanning.changes > 0
+        assert cache.replanning.promoted > 0
+        assert "came to the device" in cache.notes[-1]
+        pools = cache.paged.layout.pools
+        assert pools[PageKind.RESIDENT].capacity <= cache.plan.placement.resident_pages

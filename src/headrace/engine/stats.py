@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass, field
 
 from headrace.hf.attached_cache import AttachedCache
+from headrace.hf.rows_cache import RowsCache
+from headrace.plan.policies import Split
 from headrace.plan.simulate import steady_step_s
 from headrace.timeline import Origin, Timeline, without_first
 
@@ -25,7 +27,9 @@ class GenerationStats:
         host_bytes: host memory of the cache.
         policy: the policy that was used.
         recompute_fraction: share of each prompt's tokens that was kept as X.
-        notes: what was decided differently from what was asked, and why.
+        notes: what was decided differently from what was asked, or changed since, and why.
+        split_changes: how often the split was changed as the batch did.
+        split: how cached tokens were divided when that was last looked at; None if never.
     """
 
     origin: Origin
@@ -39,6 +43,8 @@ class GenerationStats:
     policy: str
     recompute_fraction: float
     notes: tuple[str, ...]
+    split_changes: int = 0
+    split: Split | None = None
 
 
 @dataclass
@@ -65,6 +71,7 @@ class Stopwatch:
 
     def stats(self, cache: AttachedCache, predicted: Timeline | None) -> GenerationStats:
         """Return the figures of a call that ran with a cache."""
+        replanning = cache.replanning if isinstance(cache, RowsCache) else None
         return GenerationStats(
             origin=cache.origin,
             prefill_s=self.first_s,
@@ -77,6 +84,8 @@ class Stopwatch:
             policy=cache.policy,
             recompute_fraction=cache.recompute_fraction,
             notes=cache.notes,
+            split_changes=0 if replanning is None else replanning.changes,
+            split=None if replanning is None else replanning.split,
         )
 
 

@@ -21,8 +21,10 @@ from headrace.model.shape import ModelShape
 from headrace.plan.demands import PATHS
 from headrace.plan.geometry import choose_geometry
 from headrace.plan.memory import weight_items
+from headrace.plan.options import PlanOptions
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.policies import Policy, Split, recompute_split, resident_split, stream_split
+from headrace.plan.replan import Replanner
 from headrace.plan.workload import Workload
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
@@ -114,12 +116,14 @@ class CachePlan:
         plan: the plan with its prediction, or None where no profile was needed.
         profile: the machine that it was made for, if any.
         notes: what was decided differently from what was asked, and why.
+        replanner: what predicts other splits while rows run; None where the split is to stay.
     """
 
     settings: CacheSettings
     plan: Plan | None
     profile: HardwareProfile | None
     notes: tuple[str, ...]
+    replanner: Replanner | None = None
 
 
 def plan_cache(
@@ -189,7 +193,24 @@ def plan_cache(
         host_memory_bytes=_left_on_host(attachment, options),
         poison=options.poison,
     )
-    return CachePlan(settings, plan, profile, tuple(notes))
+    replanner = None
+    if _may_change(options, policy, settings, streamed) and plan is not None:
+        assert profile is not None
+        asked = PlanOptions.checked(paths=_measured(paths, profile), weights_streamed=streamed)
+        replanner = Replanner(shape, profile, asked, geometry)
+    return CachePlan(settings, plan, profile, tuple(notes), replanner)
+
+
+def _may_change(
+    options: CacheOptions, policy: Policy, settings: CacheSettings, streamed: float
+) -> bool:
+    """Return whether the split may change while rows run.
+
+    Only ``auto`` leaves it open. Under ``kvpr`` loads have an order of their own, and without the
+    weights that stay on the device no page of X can be rebuilt between steps.
+    """
+    free = options.policy is Policy.AUTO and options.recompute_fraction is None
+    return free and policy is not Policy.KVPR and not settings.all_resident and streamed == 0
 
 
 def _left_on_host(attachment: Attachment, options: CacheOptions) -> int:

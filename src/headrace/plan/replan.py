@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.shape import ModelShape
 from headrace.plan.decision import Decider, Decision
+from headrace.plan.demands import demands
 from headrace.plan.geometry import Geometry
 from headrace.plan.options import PlanOptions
-from headrace.plan.step_work import Schedule
+from headrace.plan.policies import Policy, Split
+from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, column
 from headrace.plan.workload import Workload
+
+_HOST_SHARES = 32
+"""Parts into which the K/V on the host are divided between the link and the cores."""
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,45 @@ class Replanner:
         decider = Decider(self.shape, workload, self.profile, options)
         schedule = options.schedule or Schedule.ROW
         return decider.at(options.policy, schedule, self.geometry)
+
+    def step_s(self, rows: int, context: int, split: Split) -> float:
+        """Return the least time of a decode step of rows that are divided in a given way.
+
+        Args:
+            rows: sequences.
+            context: cached tokens of a row, on average.
+            split: how they are divided.
+        """
+        decider = Decider(self.shape, Workload(rows, context, 1), self.profile, self.options)
+        work = decider.step_work(Policy.AUTO, Schedule.ROW, self.geometry)
+        paths = tuple(path for path in PATHS if getattr(split, path) > 0)
+        groups = self.shape.groups
+        values = {
+            column(path, group, len(groups)): getattr(split, path)
+            for group in groups
+            for path in PATHS
+        }
+        values[WEIGHTS] = self.options.weights_streamed or 0.0
+        return max(one.seconds(values) for one in demands(work, self.profile, paths))
+
+    def hosted(
+        self, rows: int, context: int, resident: float, recompute: float
+    ) -> tuple[float, float]:
+        """Return the best share of the K/V on the host for its cores, and the step it makes.
+
+        Args:
+            rows: sequences.
+            context: cached tokens of a row, on average.
+            resident: share of them on the device, which is as it is.
+            recompute: share of them kept as X, likewise.
+        """
+        on_host = max(0.0, 1.0 - resident - recompute)
+        parts = _HOST_SHARES if self.profile.host_attends and on_host > 0 else 0
+        found = []
+        for part in range(parts + 1):
+            share = part / max(1, parts)
+            hosted = share * on_host
+            split = Split(1.0 - recompute - on_host, on_host - hosted, recompute, hosted)
+            found.append((self.step_s(rows, context, split), share))
+        step_s, share = min(found)
+        return share, step_s

@@ -317,6 +317,11 @@ class PagedCache:
         self._grow(self._layout.pages_needed(new, rows))
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of keys and values, in all layers."""
+        return self._store.bytes_of(PageKind.KV)
+
+    @property
     def host_limit_bytes(self) -> int | None:
         """Host memory that the pools may take, or None."""
         return self._settings.host_memory_bytes

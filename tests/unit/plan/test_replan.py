@@ -8,7 +8,7 @@ from headrace.model.published import published_shape
 from headrace.plan.decision import Decider
 from headrace.plan.demands import Schedule
 from headrace.plan.options import PlanOptions
-from headrace.plan.policies import Policy
+from headrace.plan.policies import Policy, Split
 from headrace.plan.replan import Replanner
 from headrace.plan.workload import Workload
 
@@ -64,3 +64,13 @@ def test_the_schedule_and_the_machine_count():
     assert paper.split(64, 1024).split.host == 0
     with pytest.raises(ConfigurationError, match="lets the host attend"):
         replace(paper, options=PlanOptions(policy=Policy.HOST)).split(64, 1024)
+
+
+def test_the_host_gets_the_share_that_makes_the_step_shortest():
+    made = replanner(OPT, A100, Workload(64, 1024, 32))
+    share, step_s = made.hosted(32, 1024, 0.2, 0.3)
+    for hosted in (0.0, 0.25, 0.5, 0.75, 1.0):
+        split = Split(0.2, 0.5 * (1 - hosted), 0.3, 0.5 * hosted)
+        assert step_s <= made.step_s(32, 1024, split) * (1 + 1e-9)
+    assert 0 < share < 1
+    assert made.hosted(32, 1024, 0.5, 0.3)[1] < step_s
