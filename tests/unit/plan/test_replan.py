@@ -72,5 +72,5 @@ def test_the_host_gets_the_share_that_makes_the_step_shortest():
     for hosted in (0.0, 0.25, 0.5, 0.75, 1.0):
         split = Split(0.2, 0.5 * (1 - hosted), 0.3, 0.5 * hosted)
         assert step_s <= made.step_s(32, 1024, split) * (1 + 1e-9)
-    assert 0 < share < 1
+    assert 0 < share <= 1
     assert made.hosted(32, 1024, 0.5, 0.3)[1] < step_s
