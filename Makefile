@@ -9,7 +9,7 @@ STAMP := $(VENV)/.headrace-installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-all test-kernels check check-static bench docs format build clean distclean
+.PHONY: help demo test test-quick test-all test-kernels check check-static bench results docs format build clean distclean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(STAMP) ## Run the demo: headrace demo $(ARGS)
 bench: $(STAMP) ## Run the benchmark suite, or headrace bench $(ARGS)
 	@mkdir -p out
 	$(BIN)/headrace bench $(or $(ARGS),suite --output out/bench.json --page out/bench.html)
+
+results: $(STAMP) ## Write docs/results.md from benchmarks/results; check every figure of the docs
+	$(BIN)/python -m scripts.results $(ARGS)
 
 test: $(STAMP) ## Run every test that needs no GPU: pytest $(ARGS)
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)

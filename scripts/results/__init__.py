@@ -1,0 +1,1 @@
+"""The results page, and where the figures of the documentation come from."""

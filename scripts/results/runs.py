@@ -1,0 +1,159 @@
+"""The results that there are, and which of them are shown: of each work the newest that holds.
+
+A file is what ``scripts/gpu_check.py`` or ``headrace bench`` wrote. Those of the first schema have
+neither rivals nor exactness in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.units import parse_bytes
+
+MEASURED, EMULATED = "measured", "emulated"
+_FIRST_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A batch that ran under several policies.
+
+    Attributes:
+        name: of the case.
+        file: below ``benchmarks/results``.
+        place: among the cases of a file that holds several, else None.
+        data: of the case.
+        environment: hardware, versions, commit, date.
+        schema: version of the file.
+        command: that ran it; empty where the file does not tell.
+    """
+
+    name: str
+    file: Path
+    place: int | None
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    schema: int
+    command: str
+
+    @property
+    def origin(self) -> str:
+        """Measured, or emulated."""
+        first: str = self.data["policies"][0].get("origin", MEASURED)
+        return first
+
+    @property
+    def machine(self) -> str:
+        """What it ran on, or what was emulated."""
+        name = self.data.get("machine") if self.origin == EMULATED else self.environment["gpu"]
+        return str(name or self.environment["cpu"])
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing in it disagrees with the plain model."""
+        return self.data.get("passed") is not False
+
+    @property
+    def of_first_schema(self) -> bool:
+        """Whether it has neither rivals nor exactness in the same run."""
+        return self.schema <= _FIRST_SCHEMA
+
+    @property
+    def date(self) -> str:
+        """When it ran."""
+        return str(self.environment["date"])
+
+    @property
+    def path(self) -> str:
+        """Where its figures are: the file, and the case in it."""
+        return self.file.as_posix() + ("" if self.place is None else f" cases[{self.place}]")
+
+    @property
+    def steps(self) -> dict[str, float]:
+        """Seconds of a step of each policy and each rival."""
+        return {name_of(one): one["step_s"] for one in self.every}
+
+    @property
+    def every(self) -> list[dict[str, Any]]:
+        """The policies, then the rivals."""
+        return [*self.data["policies"], *self.data.get("rivals", [])]
+
+    @property
+    def gpu_memory(self) -> int | None:
+        """Budget of device memory."""
+        given = self.data["workload"].get("gpu_memory")
+        return None if given is None else parse_bytes(given)
+
+    @property
+    def work(self) -> tuple[object, ...]:
+        """What distinguishes it from other work."""
+        work = self.data["workload"]
+        model = work.get("model") or self.data["model"]
+        layers = work.get("layers")
+        if layers is not None and layers == self.data.get("asked", {}).get("layers"):
+            layers = None
+        narrow = work.get("narrow", 1)
+        return model, layers, narrow, work["rows"], work["prompt_len"], self.gpu_memory
+
+
+def name_of(one: dict[str, Any]) -> str:
+    """Return the name of a policy or a rival, with its batches if there are several."""
+    batches = one.get("batches", 1)
+    name = str(one.get("policy") or one["rival"])
+    return name if batches == 1 else f"{name}, {batches} batches"
+
+
+def load(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Return what all files below a folder hold, by their place below it."""
+    return {
+        path.relative_to(folder): json.loads(path.read_text("utf-8"))
+        for path in sorted(folder.glob("*/*.json"))
+    }
+
+
+def runs_of(files: dict[Path, dict[str, Any]]) -> Iterator[Run]:
+    """Yield the runs of policies that files hold."""
+    for file, data in files.items():
+        if "text" in data:  # a command's output, kept to be quoted
+            continue
+        schema = data.get("schema_version", _FIRST_SCHEMA)
+        if "workloads" in data:
+            command = data.get("command") or f"headrace bench {' '.join(data['workloads'])}"
+            for place, case in enumerate(data["cases"]):
+                if case["policies"]:
+                    where = data["environment"]
+                    yield Run(case["case"], file, place, case, where, schema, command)
+        elif data.get("policies") and "workload" in data and "environment" in data:
+            name = data.get("case", file.stem)
+            command = data.get("command", "")
+            if not command and data["environment"]["gpu"]:
+                command = f"PYTHONPATH=src python3 scripts/gpu_check.py --output DIRECTORY {name}"
+            yield Run(name, file, None, data, data["environment"], schema, command)
+
+
+def newest(runs: Iterable[Run]) -> list[Run]:
+    """Return of each work on each machine the newest run that holds, the newest first."""
+    shown: list[Run] = []
+    seen: set[object] = set()
+    for run in sorted(runs, key=lambda one: one.date, reverse=True):
+        keys = {(run.machine, run.origin, run.name), (run.machine, run.origin, run.work)}
+        if run.holds and not keys & seen:
+            shown.append(run)
+            seen |= keys
+    return shown
+
+
+def checks_of(files: dict[Path, dict[str, Any]]) -> dict[tuple[str, str], tuple[Path, Any]]:
+    """Return of each check on each GPU the newest: where it is, and what it holds."""
+    found: dict[tuple[str, str], tuple[Path, Any]] = {}
+    for file, data in files.items():
+        if "audits" not in data and "rows" not in data:
+            continue
+        key = data["environment"]["gpu"] or data["environment"]["cpu"], file.stem
+        if key not in found or data["environment"]["date"] > found[key][1]["environment"]["date"]:
+            found[key] = file, data
+    return found
