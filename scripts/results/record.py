@@ -5,7 +5,7 @@
 
 The file, below ``benchmarks/results``, gets the command, the environment, the JSON that the command
 gives with ``--json`` and, as ``text``, the lines that it prints without. With ``--code`` the Python
-of a page is run instead; where it prints a table, ``rows`` has its cells, as numbers where they are.
+of a page is run instead; where it prints a table, ``rows`` has its cells, numbers where they are.
 """
 
 from __future__ import annotations
