@@ -192,6 +192,13 @@ def plain_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config)
 
 
+@functools.cache
+def greedy_alone(name: str) -> Generated:
+    """Return what the plain model makes of ``make_batch()``."""
+    model = shared_model(name)
+    return generate(model, make_batch(), plain_cache(model))
+
+
 def host_cache(model: PreTrainedModel, policy: str, fraction: float | None, **options: Any):
     """Return a cache of ours with poisoned staging and little reserved memory."""
     return HostCache(

@@ -1,81 +1,23 @@
 """Requests that come and go: each gets the tokens that the plain model gives it alone."""
 
-import functools
-import random
-
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import VOCABULARY, make_model, shared_model
+from tests.batcher_support import (
+    MOST_TOKENS,
+    WAYS,
+    assert_as_alone,
+    batcher_of,
+    beginning,
+    greedy,
+    run,
+)
+from tests.support import make_model, shared_model
 
-from headrace.engine.batcher import Batcher
 from headrace.engine.request import SamplingParams
 from headrace.errors import ConfigurationError, MemoryBudgetError
-from headrace.hf.planning import CacheOptions
 from headrace.hf.weights import PlacedWeights
 from headrace.runtime.cpu_lanes import CpuBackend
-
-WAYS = [("resident", None, None), ("stream", None, None), ("auto", 0.5, None), ("auto", 0.3, 0.4)]
-MOST_TOKENS = 30
-
-
-class Letters:
-    """A tokenizer of one letter a token."""
-
-    def decode(self, tokens, **options):
-        return "".join(chr(48 + token) for token in tokens)
-
-
-def batcher_of(model, way, max_rows=5, prefill_tokens=70, host_memory=None, **options):
-    policy, recompute, host = way
-    asked = CacheOptions.checked(policy, None, host_memory, recompute, host, None, poison=True)
-    return Batcher(model, Letters(), asked, (), max_rows, prefill_tokens, **options)
-
-
-@functools.cache
-def beginning(number):
-    choose = random.Random(1000 + number)
-    return tuple(choose.randrange(3, VOCABULARY) for _ in range(150))
-
-
-@functools.cache
-def alone(name, prompt, count):
-    """The plain model's greedy tokens of a prompt by itself."""
-    model, ids = shared_model(name), list(prompt)
-    for _ in range(count):
-        with torch.no_grad():
-            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    return tuple(ids[len(prompt) :])
-
-
-def run(batcher, requests, cancel_at=None):
-    """Run requests (prompt, params, step at which it comes); return what each made."""
-    coming = sorted(enumerate(requests), key=lambda entry: entry[1][2])
-    jobs, step = {}, 0
-    while coming or batcher.has_work:
-        while coming and (coming[0][1][2] <= step or not batcher.has_work):
-            place, (prompt, params, _) = coming.pop(0)
-            jobs[place] = batcher.add(str(place), list(prompt), params)
-        if cancel_at is not None and step == cancel_at[0] and cancel_at[1] in jobs:
-            batcher.cancel(jobs[cancel_at[1]])
-        batcher.step()
-        if batcher.has_work:
-            batcher.cache.paged.layout.check_integrity()
-        step += 1
-    return [jobs[place] for place in range(len(requests))]
-
-
-def assert_as_alone(name, requests, jobs, cancelled=()):
-    for place, ((prompt, params, _), job) in enumerate(zip(requests, jobs, strict=True)):
-        assert job.error is None
-        expected = alone(name, prompt, MOST_TOKENS)[: params.max_tokens]
-        for row in job.rows:
-            made = row.output(0).token_ids
-            if place in cancelled:
-                assert made == expected[: len(made)]
-            else:
-                assert made == expected
 
 
 @st.composite
@@ -110,7 +52,7 @@ def test_requests_get_what_they_get_alone(requests, name, way, share, prefill_to
         shared_model(name), way, prefill_tokens=prefill_tokens, share_prompts=share
     )
     try:
-        jobs = run(batcher, requests, cancel)
+        jobs = run(batcher, requests, None if cancel is None else {cancel[1]: cancel[0]})
     finally:
         batcher.close()
     assert_as_alone(name, requests, jobs, () if cancel is None else (cancel[1],))
@@ -131,10 +73,6 @@ def test_streamed_weights_change_nothing(requests, way, share):
         weights.release()
         weights.backend.close()
     assert_as_alone("llama-gqa", requests, jobs)
-
-
-def greedy(count, **settings):
-    return SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True, **settings)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,23 +1,5 @@
-from dataclasses import replace
-
 import pytest
-import torch
 from transformers.utils import logging
-
-from headrace.engine.loading import LoadedModel, load_model
-from headrace.hardware.catalog import machine
-from headrace.hardware.identity import local_identity
-from headrace.hardware.profile import HardwareProfile
-from headrace.timeline import Origin
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """A second thread does not pay for tiny tensors, least of all beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -28,31 +10,3 @@ def quiet():
     yield
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
-
-
-@pytest.fixture(autouse=True)
-def no_stored_profile(monkeypatch, tmp_path):
-    """No test reads or writes the profiles of who runs it."""
-    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="package")
-def demo() -> LoadedModel:
-    """The model that is shipped, in float32."""
-    return load_model("demo", device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def emulated() -> HardwareProfile:
-    """A profile of this machine with a made-up link, as an emulation has it."""
-    return replace(
-        machine("a100-40gb-pcie4"),
-        name="a CPU",
-        origin=Origin.EMULATED,
-        device="cpu",
-        emulates="a100-40gb-pcie4",
-        h2d_bytes_per_s=2e8,
-        d2h_bytes_per_s=2e8,
-        identity=local_identity(),
-        source={},
-    )
