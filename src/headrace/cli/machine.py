@@ -13,6 +13,7 @@ from headrace.units import parse_bytes
 if TYPE_CHECKING:
     from headrace.cli.parser import Options
     from headrace.hardware.probe_figures import KVProjection
+    from headrace.hardware.probes import ExtraProbes
     from headrace.hardware.profile import HardwareProfile
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -95,6 +96,7 @@ def profile(
     *,
     quick: bool = True,
     dtype: str | None = None,
+    extra_probes: ExtraProbes | None = None,
 ) -> HardwareProfile:
     """Return the profile that the options ask for: published, from a file, or of this machine.
 
@@ -106,6 +108,7 @@ def profile(
         progress: is told what is measured.
         quick: whether a quick measurement will do.
         dtype: element type; by default the shape's.
+        extra_probes: what is measured besides, where it is this machine's profile.
 
     Raises:
         ConfigurationError: options contradict each other, or there is no such device.
@@ -127,5 +130,11 @@ def profile(
     from headrace.hardware.store import load_or_measure
 
     return load_or_measure(
-        device(args), shape, dtype, emulate=args.emulate, quick=quick, progress=progress
+        device(args),
+        shape,
+        dtype,
+        emulate=args.emulate,
+        quick=quick,
+        progress=progress,
+        extra_probes=extra_probes,
     )

@@ -14,8 +14,9 @@ from headrace.errors import ConfigurationError, ProfileError
 
 if TYPE_CHECKING:
     from headrace.cli.parser import Subparsers
-    from headrace.hardware.probe_figures import KVProjection
+    from headrace.hardware.probes import ExtraProbes
     from headrace.hardware.profile import HardwareProfile
+    from headrace.model.shape import ModelShape
 
 _WIDTHS = "that of a model of 7 billion parameters"
 
@@ -33,7 +34,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help=f"measure matrix products of this model's K/V projections (default: {_WIDTHS})",
+        help="measure matrix products of this model's K/V projections, and the host's attention to "
+        f"its K/V, alone and beside the link (default: {_WIDTHS}, no attention)",
     )
     machine.add_dtype(parser)
     parser.add_argument(
@@ -77,15 +79,35 @@ def _check_output(path: str | None) -> None:
 
 
 def _profile(
-    args: argparse.Namespace, shape: KVProjection | None, progress: output.Progress
+    args: argparse.Namespace, shape: ModelShape | None, progress: output.Progress
 ) -> HardwareProfile:
     if args.force:
         return _measured_anew(args, shape, progress)
-    return machine.profile(args, shape, progress, quick=args.quick, dtype=args.dtype)
+    return machine.profile(
+        args,
+        shape,
+        progress,
+        quick=args.quick,
+        dtype=args.dtype,
+        extra_probes=_extra_probes(args, shape),
+    )
+
+
+def _extra_probes(args: argparse.Namespace, shape: ModelShape | None) -> ExtraProbes:
+    """Return probes of the host's attention at the model's shapes; without a model, none."""
+    if shape is None:
+        return {}
+    import torch
+
+    from headrace.hardware.probe_device import resolve_device
+    from headrace.hf.machine import host_probes
+
+    device = torch.device(resolve_device(machine.device(args)))
+    return host_probes(shape, device, getattr(torch, shape.dtype))
 
 
 def _measured_anew(
-    args: argparse.Namespace, shape: KVProjection | None, progress: output.Progress
+    args: argparse.Namespace, shape: ModelShape | None, progress: output.Progress
 ) -> HardwareProfile:
     """Measure and store, whatever is stored."""
     from headrace.hardware.catalog import machine as published
@@ -102,6 +124,7 @@ def _measured_anew(
         emulate=args.emulate,
         quick=args.quick,
         progress=progress,
+        extra_probes=_extra_probes(args, shape),
     )
     try:
         save_profile(profile, profile_path(profile.device, shape, args.dtype, args.emulate))
@@ -111,7 +134,7 @@ def _measured_anew(
 
 
 def _kept_at(
-    args: argparse.Namespace, shape: KVProjection | None, profile: HardwareProfile
+    args: argparse.Namespace, shape: ModelShape | None, profile: HardwareProfile
 ) -> Path | None:
     """Return where the profile is stored, or None if the store could not be written."""
     from headrace.hardware.profile_file import load_profile

@@ -96,6 +96,7 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     yield link("", "h2d_while_d2h_bytes_per_s", to_host)
     yield link("", "h2d_while_compute_bytes_per_s", "while the device computes")
     yield link("", "h2d_while_host_bytes_per_s", "while all cores read host memory")
+    yield link("", "h2d_while_attend_bytes_per_s", "while the host's cores attend")
     yield link("link to the host", "d2h_bytes_per_s", "alone", d2h_size)
     yield link("", "d2h_while_h2d_bytes_per_s", to_device)
     busy = _Figure(
@@ -121,6 +122,7 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     )
     yield link("decoding's weights", "dense_bytes_per_s", "alone, reading weights")
     yield link("host's attention", "host_attend_bytes_per_s", "alone, reading K/V")
+    yield link("", "host_attend_while_h2d_bytes_per_s", to_device)
     for label, name in (
         ("a small copy", "copy_latency_s"),
         ("a small kernel", "launch_latency_s"),

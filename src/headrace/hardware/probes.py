@@ -37,12 +37,18 @@ EXTRA_FIELDS = (
     "attend_bytes_per_s",
     "attend_call_s",
     "dense_bytes_per_s",
+    "h2d_while_attend_bytes_per_s",
     "host_attend_bytes_per_s",
+    "host_attend_while_h2d_bytes_per_s",
     "load_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",
 )
 """Fields of a profile that ``extra_probes`` fill; other extra probes are kept as measurements."""
+
+
+ExtraProbes = Mapping[str, Callable[[HardwareProfile], float]]
+"""What only a caller can measure, by name; see ``add_extra_probes``."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def profile_machine(
     emulate: str | None = None,
     quick: bool = False,
     progress: Progress | None = None,
-    extra_probes: Mapping[str, Callable[[], float]] | None = None,
+    extra_probes: ExtraProbes | None = None,
     effort: Effort | None = None,
 ) -> HardwareProfile:
     """Measure the machine that this runs on.
@@ -84,8 +90,7 @@ def profile_machine(
             ``unpaced_``.
         quick: fewer sizes and repeats: under 10 s instead of under 60.
         progress: is called with a line of text for each figure.
-        extra_probes: callables that measure once; see
-            ``add_extra_probes``.
+        extra_probes: see ``add_extra_probes``.
         effort: how much is measured, instead of what ``quick`` chooses.
 
     Raises:
@@ -152,28 +157,29 @@ def _measure(
 
 def add_extra_probes(
     profile: HardwareProfile,
-    extra_probes: Mapping[str, Callable[[], float]],
+    extra_probes: ExtraProbes,
     repeats: int = 3,
     progress: Progress | None = None,
 ) -> HardwareProfile:
     """Return the profile with figures that only the caller can measure.
 
     In an emulated machine's profile the host's cores attend no faster than they read host memory
-    while the link is busy, which is the pace that they are held to.
+    while the link is busy, and the link brings no more than when it is alone: these are the paces
+    that they are held to.
 
     Args:
         profile: what was measured so far.
-        extra_probes: by name, a callable that measures once and returns bytes, or FLOPs,
-            a second, or seconds. It is called once more to warm up. The names of ``EXTRA_FIELDS``
-            become fields of the profile; all are kept in ``measurements``.
+        extra_probes: by name, a callable that is given ``profile``, measures once and returns
+            bytes, or FLOPs, a second, or seconds. It is called once more to warm up. The names of
+            ``EXTRA_FIELDS`` become fields of the profile; all are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.
     """
     measured: dict[str, Measurement] = {}
     figures: dict[str, float] = {}
     for name, probe in extra_probes.items():
-        probe()
-        found = Measurement.of([probe() for _ in range(repeats)])
+        probe(profile)
+        found = Measurement.of([probe(profile) for _ in range(repeats)])
         pace = _pace_of(name, profile)
         key = name if pace is None else UNPACED + name
         measured[key] = found
@@ -189,9 +195,11 @@ def add_extra_probes(
 
 def _pace_of(name: str, profile: HardwareProfile) -> float | None:
     """Return the rate that an extra figure is held to in an emulation, or None."""
-    if profile.emulates is None or name != "host_attend_bytes_per_s":
+    if profile.emulates is None:
         return None
-    return profile.host_while_h2d_bytes_per_s
+    if name == "h2d_while_attend_bytes_per_s":
+        return profile.h2d_bytes_per_s
+    return profile.host_while_h2d_bytes_per_s if name.startswith("host_attend_") else None
 
 
 def _words(name: str, figure: float) -> str:

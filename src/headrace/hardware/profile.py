@@ -116,6 +116,9 @@ class HardwareProfile:
         gemm_while_h2d_flops_per_s: rate of matrix products while H2D is busy.
         h2d_while_host_bytes_per_s: H2D rate while all cores read host memory.
         host_while_h2d_bytes_per_s: rate of reading host memory while H2D is busy.
+        h2d_while_attend_bytes_per_s: H2D rate while the host's cores attend at a model's shapes, or
+            None; see ``joint_rates``.
+        host_attend_while_h2d_bytes_per_s: rate at which they then read K/V while H2D is busy.
         interconnect_bytes_per_s: rate from one GPU of the machine to another, or None: see
             ``interconnect_rate``.
         host_attends: whether the host's cores can attend; false where a machine's figures say
@@ -157,6 +160,8 @@ class HardwareProfile:
     gemm_while_h2d_flops_per_s: float | None = None
     h2d_while_host_bytes_per_s: float | None = None
     host_while_h2d_bytes_per_s: float | None = None
+    h2d_while_attend_bytes_per_s: float | None = None
+    host_attend_while_h2d_bytes_per_s: float | None = None
     interconnect_bytes_per_s: float | None = None
     host_attends: bool = True
     gemm_curve: tuple[GemmPoint, ...] = ()
@@ -266,14 +271,29 @@ class HardwareProfile:
         return self.interconnect_bytes_per_s
 
     @property
+    def joint_rates(self) -> tuple[float, float] | None:
+        """Bytes a second that link and cores were measured to get while both are at work.
+
+        Of the host's attention itself, where that was measured at a model's shapes; else of cores
+        that read memory from end to end; None where neither was measured.
+        """
+        for link, cores in (
+            (self.h2d_while_attend_bytes_per_s, self.host_attend_while_h2d_bytes_per_s),
+            (self.h2d_while_host_bytes_per_s, self.host_while_h2d_bytes_per_s),
+        ):
+            if link is not None and cores is not None:
+                return link, cores
+        return None
+
+    @property
     def dram_rate(self) -> float:
         """Bytes a second that host memory gives to the link and to the cores together.
 
         What both were measured to get at once; where that was not measured, the rate at which all
         cores read. At least what either gets alone.
         """
-        link, cores = self.h2d_while_host_bytes_per_s, self.host_while_h2d_bytes_per_s
-        together = self.host_bytes_per_s if link is None or cores is None else link + cores
+        joint = self.joint_rates
+        together = self.host_bytes_per_s if joint is None else sum(joint)
         return max(together, self.h2d_bytes_per_s, self.host_attend_rate)
 
     @property
@@ -282,7 +302,8 @@ class HardwareProfile:
 
         The link goes first, up to nine tenths of ``dram_rate``; the cores get what is left.
         """
-        link = self.h2d_while_host_bytes_per_s or self.h2d_bytes_per_s
+        joint = self.joint_rates
+        link = self.h2d_bytes_per_s if joint is None else joint[0]
         link = min(link, self.h2d_bytes_per_s, _LINK_SHARE * self.dram_rate)
         return link, min(self.host_attend_rate, self.dram_rate - link)
 

@@ -16,8 +16,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from headrace.errors import ProfileError
 from headrace.hardware.profile import HardwareProfile
 
-SCHEMA_VERSION = 1
-"""Raised when a field changes its meaning; files of another version are not read."""
+SCHEMA_VERSION = 2
+"""Raised when a field is added or changes its meaning."""
+
+READ_VERSIONS = (1, 2)
+"""Files of other versions are not read. 1 has no rates of the host's attention beside the link."""
 
 
 def profile_to_json(profile: HardwareProfile) -> dict[str, Any]:
@@ -39,8 +42,9 @@ def profile_from_json(data: Any) -> HardwareProfile:
     if not isinstance(data, dict):
         raise ProfileError(f"not a profile: expected an object, found {_kind(data)}")
     version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ProfileError(f"schema_version is {version!r}; this headrace reads {SCHEMA_VERSION}")
+    if version not in READ_VERSIONS:
+        readable = " and ".join(map(str, READ_VERSIONS))
+        raise ProfileError(f"schema_version is {version!r}; this headrace reads {readable}")
     body = {name: value for name, value in data.items() if name != "schema_version"}
     profile = _read(HardwareProfile, body, "profile")
     assert isinstance(profile, HardwareProfile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from headrace.errors import ProfileError
@@ -11,7 +11,12 @@ from headrace.hardware.identity import local_identity
 from headrace.hardware.probe_bench import Progress
 from headrace.hardware.probe_device import open_device
 from headrace.hardware.probe_figures import KVProjection
-from headrace.hardware.probes import DEFAULT_WIDTHS, add_extra_probes, profile_machine
+from headrace.hardware.probes import (
+    DEFAULT_WIDTHS,
+    ExtraProbes,
+    add_extra_probes,
+    profile_machine,
+)
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.profile_file import load_profile, save_profile
 
@@ -58,7 +63,7 @@ def load_or_measure(
     emulate: str | None = None,
     quick: bool = False,
     progress: Progress | None = None,
-    extra_probes: Mapping[str, Callable[[], float]] | None = None,
+    extra_probes: ExtraProbes | None = None,
     measure: Callable[..., HardwareProfile] = profile_machine,
 ) -> HardwareProfile:
     """Return this machine's profile: the stored one while it holds, else a new one, then stored.

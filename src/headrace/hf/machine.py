@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
+from headrace.hardware.probes import ExtraProbes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.store import load_or_measure
-from headrace.hf import model_probes
+from headrace.hf import joint_probes, model_probes
 from headrace.hf.attachment import attach, detach
 from headrace.hf.shape import model_shape
 from headrace.hf.slice import small_model_of
@@ -57,14 +59,31 @@ def machine_profile(
         quick=quick,
         progress=progress,
         extra_probes={
-            "attend_bytes_per_s": lambda: model_probes.attend_rate(*cache),
-            "attend_call_s": lambda: model_probes.attend_call_s(*cache),
-            "host_attend_bytes_per_s": lambda: model_probes.host_attend_rate(
-                shape, parameter.dtype, beside_compute=emulate is not None
-            ),
-            "load_call_s": lambda: model_probes.load_call_s(parameter.device, parameter.dtype),
-            "dense_bytes_per_s": lambda: model_probes.dense_rate(model, shape),
-            "rebuild_flops_per_s": lambda: model_probes.rebuild_rate(model, shape),
-            "rebuild_call_s": lambda: model_probes.rebuild_call_s(model, shape),
+            "attend_bytes_per_s": lambda _: model_probes.attend_rate(*cache),
+            "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
+            **host_probes(*cache),
+            "load_call_s": lambda _: model_probes.load_call_s(parameter.device, parameter.dtype),
+            "dense_bytes_per_s": lambda _: model_probes.dense_rate(model, shape),
+            "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
+            "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
         },
     )
+
+
+def host_probes(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> ExtraProbes:
+    """Return probes of the host's attention, alone and beside the link; they need no model.
+
+    Args:
+        shape: the model's.
+        device: at the other end of the link.
+        dtype: of keys and values.
+    """
+    return {
+        "host_attend_bytes_per_s": lambda profile: model_probes.host_attend_rate(
+            shape, dtype, beside_compute=profile.emulates is not None
+        ),
+        "host_attend_while_h2d_bytes_per_s": lambda profile: joint_probes.host_attend_rate(
+            shape, device, dtype, profile
+        ),
+        "h2d_while_attend_bytes_per_s": lambda _: joint_probes.link_rate(shape, device, dtype),
+    }

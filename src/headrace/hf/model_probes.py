@@ -67,7 +67,7 @@ def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> 
     page_bytes = 2 * shape.d_kv * _PAGE_TOKENS * dtype.itemsize
     pages = max(2, _GRANULE_BYTES // page_bytes)
     attend = _attending(shape, device, dtype, pages)
-    seconds = _median_s(attend, device, _GRANULES_IN_A_ROW)
+    seconds = median_s(attend, device, _GRANULES_IN_A_ROW)
     return pages * page_bytes / seconds
 
 
@@ -78,7 +78,7 @@ def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -
     """
 
     def seconds(pages: int) -> float:
-        return _median_s(_attending(shape, device, dtype, pages), device, _CALLS_IN_A_ROW)
+        return median_s(_attending(shape, device, dtype, pages), device, _CALLS_IN_A_ROW)
 
     return _call_s(seconds, 2, device)
 
@@ -96,14 +96,14 @@ def host_attend_rate(
     Returns:
         Bytes a second.
     """
-    attend, size_bytes = _host_attending(shape, dtype)
-    background = busy(CpuProbeDevice(), _rebuilding(shape, dtype))
+    attend, size_bytes = host_attending(shape, dtype)
+    background = busy(CpuProbeDevice(), rebuilding(shape, dtype))
     with background if beside_compute else nullcontext():
-        seconds = _median_s(attend, torch.device("cpu"))
+        seconds = median_s(attend, torch.device("cpu"))
     return size_bytes / seconds
 
 
-def _host_attending(shape: ModelShape, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
+def host_attending(shape: ModelShape, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
     """Return work in which the host's cores attend to pages of a few rows, and the pages' bytes."""
     widths = LayerWidths(shape.num_kv_heads, shape.head_dim, shape.d_model)
     store = PageStore(CpuBackend(), {0: widths}, dtype, _PAGE_TOKENS)
@@ -125,7 +125,7 @@ def _host_attending(shape: ModelShape, dtype: torch.dtype) -> tuple[Callable[[],
     return lambda: kernel.attend(0, query, entries, scoring, result), pages * page_bytes
 
 
-def _rebuilding(shape: ModelShape, dtype: torch.dtype) -> Callable[[], object]:
+def rebuilding(shape: ModelShape, dtype: torch.dtype) -> Callable[[], object]:
     """Return a matrix product of the K/V projections' shape, over a page."""
     activations = torch.randn(_PAGE_TOKENS, shape.d_model).to(dtype)
     weight = torch.randn(shape.d_model, 2 * shape.d_kv).to(dtype)
@@ -246,7 +246,7 @@ def _rebuild_s(model: nn.Module, shape: ModelShape, pages: int, in_a_row: int) -
             rotary.reserve(_PAGE_TOKENS, parameter)
         positions = torch.arange(_PAGE_TOKENS, device=parameter.device).expand(pages, -1)
         with torch.no_grad():
-            return _median_s(
+            return median_s(
                 lambda: usable[0].rebuild(activations, positions), parameter.device, in_a_row
             )
     finally:
@@ -272,12 +272,12 @@ def dense_rate(model: nn.Module, shape: ModelShape) -> float:
             with torch.no_grad():
                 model(input_ids=token, past_key_values=cache, use_cache=True)
 
-        seconds = _median_s(forward, device)
+        seconds = median_s(forward, device)
     weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
     return weights / seconds
 
 
-def _median_s(work: Callable[[], object], device: torch.device, in_a_row: int = 1) -> float:
+def median_s(work: Callable[[], object], device: torch.device, in_a_row: int = 1) -> float:
     """Return the median seconds of some work, done so often in a row, after a warm-up."""
     seconds = []
     collected = gc.isenabled()

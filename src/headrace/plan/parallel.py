@@ -25,7 +25,12 @@ from headrace.plan.plan import Planner
 from headrace.plan.whatif import scaled
 from headrace.plan.workload import Workload
 
-_HOST_RATES = ("host_bytes_per_s", "host_attend_bytes_per_s", "host_while_h2d_bytes_per_s")
+_HOST_RATES = (
+    "host_bytes_per_s",
+    "host_attend_bytes_per_s",
+    "host_while_h2d_bytes_per_s",
+    "host_attend_while_h2d_bytes_per_s",
+)
 _REDUCTIONS_PER_LAYER = 2
 
 
@@ -144,11 +149,14 @@ def share_of_host(profile: HardwareProfile, gpus: int) -> HardwareProfile:
         part,
         h2d_bytes_per_s=link,
         d2h_bytes_per_s=min(profile.d2h_bytes_per_s, dram_bytes_per_s),
-        h2d_while_host_bytes_per_s=None
-        if profile.h2d_while_host_bytes_per_s is None
-        else min(link, profile.h2d_while_host_bytes_per_s),
+        h2d_while_host_bytes_per_s=_at_most(link, profile.h2d_while_host_bytes_per_s),
+        h2d_while_attend_bytes_per_s=_at_most(link, profile.h2d_while_attend_bytes_per_s),
         host_memory_bytes=profile.host_memory_bytes // gpus,
     )
+
+
+def _at_most(most: float, rate: float | None) -> float | None:
+    return None if rate is None else min(most, rate)
 
 
 def replica_rows(workload: Workload, gpus: int) -> Workload:

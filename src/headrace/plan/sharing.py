@@ -3,10 +3,11 @@
 Alone, the link's work would take L seconds and the cores' reading H. There are Q seconds of a step
 in which the cores have nothing to read, and the link is alone. Let B and C be the two rates.
 
-Where it was measured what they get while both are at work, the link goes on at a share a of its own
-rate and the cores at a share b of theirs; a + b is at least 1, as with turns. Let both be at work
-for t seconds. Then the step takes no less than Q + H + (1 − b)·t, as the cores have to make up for
-what they lose, and no less than L + (1 − a)·t. The least step is the longest of L, Q + H,
+Where it was measured what they get while both are at work (``HardwareProfile.joint_rates``), the
+link goes on at a share a of its own rate and the cores at a share b of theirs; a + b is at least 1,
+as with turns. Let both be at work for t seconds. Then the step takes at least Q + H + (1 − b)·t, as
+the cores have to make up for what they lose, and at least L + (1 − a)·t. The least step is the
+longest of L, Q + H,
 
     Q + H + (1 − b)/a · (L − Q)        if the cores end last: all of the link's work that does not
                                        fit the Q seconds is beside theirs
@@ -61,8 +62,7 @@ class Sharing:
     @property
     def measured(self) -> bool:
         """Whether it was measured what they get while both are at work."""
-        profile = self.profile
-        return bool(profile.h2d_while_host_bytes_per_s and profile.host_while_h2d_bytes_per_s)
+        return self.profile.joint_rates is not None
 
     @property
     def slows(self) -> bool:
@@ -120,8 +120,8 @@ class Sharing:
 
     def _measured_shares(self) -> tuple[float, float]:
         """Return a and b as measured; at the least those of taking turns."""
-        link = self.profile.h2d_while_host_bytes_per_s or 0.0
-        cores = self.profile.host_while_h2d_bytes_per_s or 0.0
+        assert self.profile.joint_rates is not None
+        link, cores = self.profile.joint_rates
         a = min(1.0, link / self.profile.h2d_bytes_per_s)
         b = min(1.0, cores / self.profile.host_attend_rate)
         return a / min(1.0, a + b), b / min(1.0, a + b)

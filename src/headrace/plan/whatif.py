@@ -21,8 +21,14 @@ _LINK = (
     "d2h_while_h2d_bytes_per_s",
     "h2d_while_compute_bytes_per_s",
     "h2d_while_host_bytes_per_s",
+    "h2d_while_attend_bytes_per_s",
 )
-_HOST = ("host_bytes_per_s", "host_attend_bytes_per_s", "host_while_h2d_bytes_per_s")
+_HOST = (
+    "host_bytes_per_s",
+    "host_attend_bytes_per_s",
+    "host_while_h2d_bytes_per_s",
+    "host_attend_while_h2d_bytes_per_s",
+)
 _DEVICE_MEMORY = ("device_bytes_per_s", "attend_bytes_per_s", "dense_bytes_per_s")
 _ARITHMETIC = ("gemm_flops_per_s", "rebuild_flops_per_s", "gemm_while_h2d_flops_per_s")
 

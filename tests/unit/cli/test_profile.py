@@ -26,6 +26,8 @@ MEASURED = replace(
         "gemm_flops_per_s[float32,64]": Measurement(8.1e12, 8e12, 8.2e12, 3),
     },
     h2d_while_compute_bytes_per_s=12e9,
+    h2d_while_attend_bytes_per_s=11e9,
+    host_attend_while_h2d_bytes_per_s=13e9,
 )
 
 
@@ -34,6 +36,11 @@ class Probes:
 
     def __init__(self):
         self.calls = []
+        self.models = []
+
+    def of_a_model(self, shape, device, dtype):
+        self.models.append((shape.name, str(device), str(dtype)))
+        return {}
 
     def __call__(self, device, shape=None, dtype=None, **options):
         self.calls.append((device, shape and shape.name, dtype))
@@ -48,6 +55,7 @@ def probes(monkeypatch, tmp_path):
     probes = Probes()
     monkeypatch.setattr("headrace.hardware.probes.profile_machine", probes)
     monkeypatch.setitem(store.load_or_measure.__kwdefaults__, "measure", probes)
+    monkeypatch.setattr("headrace.hf.machine.host_probes", probes.of_a_model)
     return probes
 
 
@@ -67,6 +75,7 @@ def test_a_stored_profile_is_shown_and_measured_anew_only_when_forced(probes, ca
 def test_a_models_widths_and_a_dtype_are_measured(probes, capsys):
     shown(capsys, "--model", "opt-13b", "--dtype", "float32")
     assert probes.calls == [("cpu", "opt-13b", "float32")]
+    assert probes.models == [("opt-13b", "cpu", "torch.float32")]
 
 
 def test_a_forced_measurement_is_stored_where_it_is_looked_for(probes, capsys):
@@ -104,6 +113,10 @@ def test_the_text_has_figures_spreads_and_conditions():
     assert "15.0 GB/s to 17.0 GB/s" in link
     assert link.endswith("alone")
     assert any("12.0 GB/s" in line and "while the device computes" in line for line in lines)
+    assert any("11.0 GB/s" in line and "while the host's cores attend" in line for line in lines)
+    attention = next(i for i, line in enumerate(lines) if line.startswith("host's attention"))
+    assert "13.0 GB/s" in lines[attention + 1]
+    assert lines[attention + 1].endswith("while the link to the device is busy")
     assert any("1.0 GB/s at 1 KiB, 16.0 GB/s at 1 MiB" in line for line in lines)
 
 

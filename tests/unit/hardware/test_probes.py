@@ -63,7 +63,7 @@ def test_a_measured_machine():
 
 
 def test_an_emulated_link():
-    probes = {"attend_bytes_per_s": lambda: 5.0, "another": lambda: 7.0}
+    probes = {"attend_bytes_per_s": lambda _: 5.0, "another": lambda _: 7.0}
     profile = profile_machine(
         "cpu", SHAPE, emulate="a100-40gb-pcie4", effort=TINY, extra_probes=probes
     )
@@ -101,7 +101,7 @@ def test_emulated_cores_attend_at_the_pace_but_no_faster_than_they_do(found, kep
         machine("t4-pcie3"), emulates="t4-pcie3", host_while_h2d_bytes_per_s=20.0, source={}
     )
     lines = []
-    probes = {"host_attend_bytes_per_s": lambda: found}
+    probes = {"host_attend_bytes_per_s": lambda _: found}
     profile = add_extra_probes(emulated, probes, progress=lines.append)
     assert profile.host_attend_rate == kept
     assert profile.measurements["unpaced_host_attend_bytes_per_s"].median == found
@@ -113,10 +113,27 @@ def test_emulated_cores_attend_at_the_pace_but_no_faster_than_they_do(found, kep
     assert plain.host_attend_rate == plain.measurements["host_attend_bytes_per_s"].median == found
 
 
+def test_what_link_and_cores_get_at_once_is_held_to_the_paces():
+    emulated = replace(
+        machine("t4-pcie3"), emulates="t4-pcie3", host_while_h2d_bytes_per_s=20.0, source={}
+    )
+    given = []
+    probes = {
+        "h2d_while_attend_bytes_per_s": lambda profile: given.append(profile) or 1e15,
+        "host_attend_while_h2d_bytes_per_s": lambda _: 15.0,
+    }
+    profile = add_extra_probes(emulated, probes)
+    assert profile.joint_rates == (emulated.h2d_bytes_per_s, 15.0)
+    assert profile.measurements["unpaced_h2d_while_attend_bytes_per_s"].median == 1e15
+    assert given[0] is emulated
+    plain = add_extra_probes(replace(emulated, emulates=None), probes)
+    assert plain.joint_rates == (1e15, 15.0)
+
+
 def test_extra_probes_are_warmed_up_and_added():
     rates = iter([100.0, 3.0, 1.0, 2.0])
     before = machine("paper-a100")
-    after = add_extra_probes(before, {"dense_bytes_per_s": lambda: next(rates)}, repeats=3)
+    after = add_extra_probes(before, {"dense_bytes_per_s": lambda _: next(rates)}, repeats=3)
     assert after.dense_rate == 2.0
     assert after.measurements["dense_bytes_per_s"].maximum == 3.0
     assert add_extra_probes(before, {}) is before

@@ -45,6 +45,14 @@ def test_round_trip_of_published_machines(name):
     assert profile_from_json(json.loads(text)) == machine(name)
 
 
+def test_a_file_from_before_the_kernel_was_measured_beside_the_link_is_read(measured):
+    data = profile_to_json(measured)
+    assert data["schema_version"] == 2
+    for name in ("h2d_while_attend_bytes_per_s", "host_attend_while_h2d_bytes_per_s"):
+        del data[name]
+    assert profile_from_json({**data, "schema_version": 1}) == measured
+
+
 def test_saving_replaces(measured, tmp_path):
     path = tmp_path / "profile.json"
     path.write_text("old")
@@ -97,7 +105,7 @@ def test_deeply_nested_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"schema_version": 99}, "schema_version is 99; this headrace reads 1"),
+        ({"schema_version": 99}, "schema_version is 99; this headrace reads 1 and 2"),
         ({"schema_version": None}, "schema_version is None"),
         ({"h2d_bytes_per_s": "fast"}, "profile.h2d_bytes_per_s is str 'fast'; expected"),
         ({"h2d_bytes_per_s": None}, "profile.h2d_bytes_per_s is nothing"),

@@ -117,7 +117,7 @@ def test_a_file_of_something_else_is_not_used(measure):
 def test_extra_probes_that_the_stored_profile_lacks_are_added(measure):
     load_or_measure("cpu", SHAPE, measure=measure)
     calls = []
-    probes = {"attend_bytes_per_s": lambda: calls.append(1) or 9.0}
+    probes = {"attend_bytes_per_s": lambda _: calls.append(1) or 9.0}
     assert load_or_measure("cpu", SHAPE, measure=measure, extra_probes=probes).attend_rate == 9.0
     count = len(calls)
     assert load_or_measure("cpu", SHAPE, measure=measure, extra_probes=probes).attend_rate == 9.0

@@ -11,7 +11,7 @@ from headrace.hardware import store
 from headrace.hardware.probes import add_extra_probes
 from headrace.hardware.profile_file import load_profile, profile_from_json, profile_to_json
 from headrace.hardware.store import profile_path
-from headrace.hf import model_probes
+from headrace.hf import joint_probes, model_probes
 from headrace.hf.machine import machine_profile, shape_of
 from headrace.hf.model_probes import (
     attend_call_s,
@@ -27,7 +27,9 @@ FIGURES = (
     "attend_bytes_per_s",
     "attend_call_s",
     "dense_bytes_per_s",
+    "h2d_while_attend_bytes_per_s",
     "host_attend_bytes_per_s",
+    "host_attend_while_h2d_bytes_per_s",
     "load_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",
@@ -41,6 +43,9 @@ def small(monkeypatch):
     monkeypatch.setattr(model_probes, "_REBUILT_BYTES", 1 << 20)
     monkeypatch.setattr(model_probes, "_HOST_BYTES", 1 << 20)
     monkeypatch.setattr(model_probes, "_REPEATS", 2)
+    monkeypatch.setattr(joint_probes, "_BUFFER_BYTES", 1 << 18)
+    monkeypatch.setattr(joint_probes, "_COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(joint_probes, "_REPEATS", 2)
 
 
 @pytest.fixture
@@ -122,7 +127,7 @@ def test_the_median_leaves_the_warm_up_out(monkeypatch):
     moments = iter([0.0, 100.0, 100.0, 101.0, 101.0, 104.0, 104.0, 106.0])
     monkeypatch.setattr(model_probes, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
     monkeypatch.setattr(model_probes, "_REPEATS", 3)
-    assert model_probes._median_s(lambda: None, torch.device("cpu")) == 2.0
+    assert model_probes.median_s(lambda: None, torch.device("cpu")) == 2.0
 
 
 def test_the_machine_is_measured_once_at_the_models_shapes(demo, probes):

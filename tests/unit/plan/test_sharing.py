@@ -53,6 +53,20 @@ def test_what_was_measured_counts():
     assert Sharing(slow).least_s(1.0, 1.0, 0.0) == pytest.approx(2.0)
 
 
+def test_the_kernel_beside_the_link_counts_more_than_cores_that_only_read():
+    kernel = replace(
+        MEASURED, h2d_while_attend_bytes_per_s=36.0, host_attend_while_h2d_bytes_per_s=64.0
+    )
+    assert kernel.joint_rates == (36.0, 64.0)
+    assert Sharing(kernel).shares(1.0, 1.0, 0.0) == (0.9, 0.8)
+    assert kernel.dram_rate == 100.0
+    assert kernel.shared_rates == (36.0, 64.0)
+    # Half of a measurement says nothing.
+    half = replace(MEASURED, h2d_while_attend_bytes_per_s=36.0)
+    assert half.joint_rates == MEASURED.joint_rates == (30.0, 60.0)
+    assert TIGHT.joint_rates is None
+
+
 def test_a_factor_tells_what_more_of_its_rates_gives():
     factor = Factor(0.5, {Rate.LINK: 0.5, Rate.DRAM: -0.5})
     terms = list(factor.of([Term("stream", Rate.LINK, 4.0)]))
