@@ -1,5 +1,5 @@
-"""The fixtures of the engine's tests: one thread, no bars, no stored profile, an emulated link."""
+"""As the engine's tests: no bars."""
 
-from tests.unit.engine.conftest import emulated, no_stored_profile, one_thread, quiet
+from tests.unit.engine.conftest import quiet
 
-__all__ = ["emulated", "no_stored_profile", "one_thread", "quiet"]
+__all__ = ["quiet"]
