@@ -70,7 +70,7 @@ def run(batcher, requests, cancel_at=None):
             if at == step and place in jobs:
                 batcher.cancel(jobs[place])
         batcher.step()
-        if batcher.has_work:
+        if batcher.has_work and batcher.opened:
             batcher.cache.paged.layout.check_integrity()
         step += 1
     return [jobs[place] for place in range(len(requests))]

@@ -39,7 +39,7 @@ def test_a_budget_between_all_and_nothing_keeps_a_part_on_the_device(share):
         layout = cache.paged.layout
         layout.check_integrity()
         pages = {kind: len(layout.pages(kind)) for kind in PageKind}
-        assert 0.05 < cache.plan.split.resident < 0.95
+        assert 0.02 < cache.plan.split.resident < 0.95
         assert cache.plan.placement.resident_pages >= pages[PageKind.RESIDENT] > 0
         assert pages[PageKind.KV] + pages[PageKind.ACTIVATIONS] > 0
         assert cache.plan.gpu_bytes <= budget

@@ -27,6 +27,9 @@ from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
 from headrace.plan.workload import Workload
 
+_FEWEST_PROMPT_TOKENS = 64
+"""Tokens of prompts in a forward where the device's memory is short."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -103,6 +106,7 @@ class Batcher:
         """Tokens of prompts that did not go through the model, for others began with them."""
         self._decoding = 0
         self._prompts_next = True
+        self._rows_at_once = max_rows
 
     # Requests
 
@@ -169,10 +173,11 @@ class Batcher:
     def _open(self) -> RowsCache:
         """Open the cache for as many rows as fit, up to those that there will be."""
         waiting = self._waiting
-        rows = min(self._max_rows, sum(len(sample.indices) for sample in waiting))
+        rows = min(self._rows_at_once, sum(len(sample.indices) for sample in waiting))
         prompt_len = math.ceil(fmean(len(sample.tokens) for sample in waiting))
         generate_len = math.ceil(fmean(sample.job.max_tokens for sample in waiting))
         fewest = max(len(sample.indices) for sample in waiting)
+        rows = max(rows, fewest)
         while True:
             try:
                 workload = Workload(rows, prompt_len, generate_len)
@@ -207,6 +212,8 @@ class Batcher:
         try:
             logits = cache.forward(rows, tokens, following)
         except MemoryBudgetError as error:
+            if cache.broken:
+                return Step(self._begin_anew(error), 0)
             return Step(self._make_room(error), 0)
         samples = self._samples[rows.start : rows.stop]
         for sample, some in zip(samples, tokens, strict=True):
@@ -389,6 +396,27 @@ class Batcher:
             self._waiting.appendleft(last)
             return []
         return self._fail(last, error)
+
+    def _begin_anew(self, error: MemoryBudgetError) -> list[Update]:
+        """Let all wait for a new cache of half as many rows: the device's memory was short.
+
+        They keep what they have generated. Where not even the fewest rows that are possible had
+        room, the first request fails.
+        """
+        assert self._cache is not None
+        assert self._prefill_tokens is not None
+        running = [sample for sample in self._samples if not isinstance(sample, Trunk)]
+        rows, self._samples, self._decoding = self._cache.capacity, [], 0
+        self.close()
+        for sample in running:
+            sample.cached = 0
+        self._waiting.extendleft(reversed(running))
+        first = self._waiting[0]
+        if rows <= len(first.indices) and self._prefill_tokens <= _FEWEST_PROMPT_TOKENS:
+            return self._fail(first, error)
+        self._rows_at_once = max(1, rows // 2)
+        self._prefill_tokens = max(_FEWEST_PROMPT_TOKENS, self._prefill_tokens // 2)
+        return []
 
     def _fail_longest(self, error: MemoryBudgetError) -> list[Update]:
         """Let the longest of those who wait fail: not even one row of the usual length fits."""

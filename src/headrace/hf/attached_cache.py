@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from headrace.errors import ConfigurationError, UnsupportedModelError
+from headrace.errors import ConfigurationError, HeadraceError, UnsupportedModelError
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attachment import Attachment, attach, detach
 from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
@@ -174,11 +175,21 @@ class AttachedCache(Cache):
 
     @property
     def peak_gpu_bytes(self) -> int:
-        """Peak device memory: CUDA's own count; on a CPU the model's weights and our buffers."""
-        parameters = list(self._model.parameters())
-        if parameters[0].is_cuda:
-            return torch.cuda.max_memory_allocated(parameters[0].device)
-        return device_bytes(self._model, parameters[0].device) + self.paged.device_bytes
+        """Peak device memory: CUDA's own count; on a CPU, ``kept_gpu_bytes``."""
+        device = next(self._model.parameters()).device
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        return self.kept_gpu_bytes
+
+    @property
+    def kept_gpu_bytes(self) -> int:
+        """Device memory of all that stays from step to step: weights, their slots, our buffers.
+
+        What a forward takes for itself, and gives back, is not part of it.
+        """
+        device = next(self._model.parameters()).device
+        tables = sum(table.size_bytes for table in self._attachment.rotary_tables)
+        return device_bytes(self._model, device) + tables + self.paged.device_bytes
 
     # What a forward does. Our tensors outlive it, so they are neither part of a graph nor bound to
     # the mode of one forward, whatever the mode in which the caller runs the model.
@@ -214,11 +225,12 @@ class AttachedCache(Cache):
 
     def end_forward(self, failed: bool) -> None:
         """Finish the forward (called by the model's hook)."""
-        assert self._paged is not None
         self._running = False
         if failed:
-            self._paged.abandon_step()
+            if self._paged is not None:
+                self._paged.abandon_step()
             return
+        assert self._paged is not None
         self._paged.end_step()
         self._broken = False
 
@@ -254,10 +266,9 @@ class AttachedCache(Cache):
         self.trace(self._tracing)
 
     def _reserve_rotary(self, positions: int) -> None:
-        for projection in self._attachment.projections:
-            if isinstance(projection, LayerProjection) and projection.rotary is not None:
-                like = next(self._model.parameters())
-                projection.rotary.reserve(positions, like)
+        if self.recompute_fraction > 0:
+            for table in self._attachment.rotary_tables:
+                table.reserve(positions, next(self._model.parameters()))
 
     def _rebuild(self, layer: int, activations: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         projection = self._attachment.projections[layer]
@@ -266,14 +277,18 @@ class AttachedCache(Cache):
 
     def reset(self) -> None:
         """Forget everything, and give back all memory."""
-        if self._paged is not None:
-            self._paged.drain()
-        if self._backend is not None and self._attachment.placed is None:
-            self._backend.close()
-        if self._paged is not None:
-            self._paged.release()
+        paged, backend = self._paged, self._backend
         self._paged = self._planned = self._backend = None
         self._broken = self._running = False
+        # From the last one to the first, and each of them whatever became of the one before.
+        with ExitStack() as ends:
+            if backend is not None and self._attachment.placed is None:
+                ends.callback(backend.close)
+            if paged is not None:
+                ends.callback(paged.release)
+                # What failed under way has been reported to whoever waited for it.
+                ends.enter_context(suppress(HeadraceError))
+                paged.drain()
 
     # Its life
 
@@ -281,8 +296,10 @@ class AttachedCache(Cache):
         """Give back all memory and leave the model as it was; may be called again."""
         if not self._closed:
             self._closed = True
-            self.reset()
-            detach(self._model)
+            try:
+                self.reset()
+            finally:
+                detach(self._model)
 
     def __enter__(self) -> AttachedCache:
         return self

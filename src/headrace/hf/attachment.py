@@ -7,6 +7,7 @@ hooks that tell which cache a forward runs with and what each attention module's
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,7 @@ from headrace.hf.observe import ObservedLayer, observe, text_config
 from headrace.hf.switch import AttentionSwitch
 from headrace.hf.weights import placed_weights
 from headrace.model.projection import LayerProjection, find_projection
-from headrace.model.rotary import rotary_modules
+from headrace.model.rotary import RotaryTable, rotary_modules
 from headrace.runtime.attention import Scoring
 
 
@@ -39,7 +40,7 @@ class ForwardCache(Protocol):
         """Return a layer's attention output ``[B, q, heads, D]``."""
 
     def end_forward(self, failed: bool) -> None:
-        """Finish the forward."""
+        """Finish the forward, which may have failed before it had begun."""
 
 
 class Attachment:
@@ -63,6 +64,13 @@ class Attachment:
                     if layer.scoring.window is None
                     else "it attends to a sliding window, which stays on the device"
                 )
+        # What was seen has been of use, and so have tables; shapes still are.
+        for table in self.rotary_tables:
+            table.release()
+        self.layers = [
+            replace(layer, observation=layer.observation.without_contents())
+            for layer in self.layers
+        ]
         self.users = 0
         self._model = model
         self._switch = AttentionSwitch(model)
@@ -86,39 +94,64 @@ class Attachment:
                 with self._holding(number):
                     projection.source.merge()
 
+    @property
+    def rotary_tables(self) -> set[RotaryTable]:
+        """What rebuilt keys are rotated with."""
+        return {
+            projection.rotary.table
+            for projection in self.projections
+            if isinstance(projection, LayerProjection) and projection.rotary is not None
+        }
+
     def _holding(self, layer: int) -> AbstractContextManager[None]:
         """Have a layer's weights on the device for a while."""
         return nullcontext() if self.placed is None else self.placed.holding(layer)
 
     def close(self) -> None:
         """Leave the model as it was."""
+        self._switch.off()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         for module in self._layer_of:
             set_target(module, None)
+        self._cache = None
+        self._inputs.clear()
         for projection in self.projections:
             if isinstance(projection, LayerProjection):
                 projection.source.restore()
-        self._switch.off()
+        for table in self.rotary_tables:
+            table.release()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A forward that was interrupted (by a signal, say) has ended without a call of its hook.
+        self._finish(failed=True)
+        if _attachments.get(self._model) is not self:
+            return
         cache = kwargs.get("past_key_values")
         if cache is None or not hasattr(cache, "begin_forward"):
             return
         inputs = dict(kwargs)
         if args:
             inputs.setdefault("input_ids", args[0])
-        cache.begin_forward(self, inputs)
+        try:
+            cache.begin_forward(self, inputs)
+        except BaseException:
+            cache.end_forward(failed=True)
+            raise
         self._cache = cache
         self._switch.on()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._finish(failed=output is None)
+
+    def _finish(self, failed: bool) -> None:
+        """End the forward that is under way, if one is."""
         if self._cache is not None:
             cache, self._cache = self._cache, None
             self._inputs.clear()
             self._switch.off()
-            cache.end_forward(failed=output is None)
+            cache.end_forward(failed)
 
     def _note_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._cache is not None:
@@ -147,7 +180,11 @@ def attach(model: nn.Module) -> Attachment:
     attachment = _attachments.get(model)
     if attachment is None:
         attachment = Attachment(model)
-        attachment.open()
+        try:
+            attachment.open()
+        except BaseException:
+            attachment.close()
+            raise
         _attachments[model] = attachment
     attachment.users += 1
     return attachment
@@ -158,8 +195,9 @@ def detach(model: nn.Module) -> None:
     attachment = _attachments[model]
     attachment.users -= 1
     if attachment.users == 0:
-        attachment.close()
+        # First, so that what is interrupted before its end is done with all the same.
         del _attachments[model]
+        attachment.close()
 
 
 __all__ = ["Attachment", "ForwardCache", "attach", "detach", "text_config"]

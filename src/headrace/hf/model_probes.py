@@ -243,7 +243,7 @@ def _rebuild_s(model: nn.Module, shape: ModelShape, pages: int, in_a_row: int) -
         activations = torch.randn(size, device=parameter.device).to(parameter.dtype)
         rotary = usable[0].rotary
         if rotary is not None:
-            rotary.reserve(_PAGE_TOKENS, parameter)
+            rotary.table.reserve(_PAGE_TOKENS, parameter)
         positions = torch.arange(_PAGE_TOKENS, device=parameter.device).expand(pages, -1)
         with torch.no_grad():
             return median_s(

@@ -82,7 +82,7 @@ def _forward(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """Return a model's output with our attention; what it cannot bear makes it unsupported."""
     try:
         return model(**inputs)[0]
-    except UnsupportedModelError:
+    except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = str(error).partition("\n")[0]

@@ -12,7 +12,7 @@ from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedMo
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.machine import machine_profile
-from headrace.hf.planning import LIBRARY_BYTES, CacheOptions
+from headrace.hf.planning import LIBRARY_BYTES, CacheOptions, scratch_bytes
 from headrace.hf.slice import small_model
 from headrace.model.config import from_config
 from headrace.model.cost import model_weight_bytes
@@ -68,6 +68,8 @@ def choose_placing(
         MemoryBudgetError: even with all layers on the host it does not fit.
     """
     budget = _device_budget(device, options)
+    if budget is not None:
+        budget -= scratch_bytes(options.gpu_memory_bytes)
     shape = _shape(config, dtype)
     if budget is None or shape is None or model_weight_bytes(shape) <= _ROOM_FOR_CACHE * budget:
         return Placing(0.0, None, options.profile)
@@ -89,10 +91,10 @@ def choose_placing(
             return Placing(plan.weights_streamed, plan, profile)
         reasons = tuple(plan.reasons[:1])
     allowed = "the device has" if options.gpu_memory_bytes is None else "gpu_memory is"
+    gpu = format_bytes(options.gpu_memory_bytes or int(budget))
     raise MemoryBudgetError(
         f"the model does not fit, even with all of its layers' weights on the host ({allowed} "
-        f"{format_bytes(int(budget))}, the host {format_bytes(_host_budget(options))}): "
-        f"{'; '.join(reasons)}"
+        f"{gpu}, the host {format_bytes(_host_budget(options))}): {'; '.join(reasons)}"
     )
 
 

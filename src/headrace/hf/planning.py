@@ -34,6 +34,15 @@ LIBRARY_BYTES = 96 << 20
 """Device memory that CUDA's libraries take for themselves through torch: cuBLAS 32 MiB for each
 stream that it is called on, and some for reductions."""
 
+INDEX_BYTES = 40
+"""For each token that is cached: what is kept of its place and its position."""
+
+_MOST_SCORES = 1 << 28
+"""Bytes of attention scores that exist at once."""
+
+_SCORE_COPIES = 2
+"""Scores, and what is made from them before they are let go of."""
+
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
 
 
@@ -165,6 +174,10 @@ def plan_cache(
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
         uncounted = uncounted_bytes(model, shape, streamed, device)
+        uncounted += scratch_bytes(options.gpu_memory_bytes)
+        uncounted += INDEX_BYTES * workload.rows * workload.max_context
+        if "recompute" in paths:
+            uncounted += _rotary_bytes(attachment, workload.max_context)
         plan = _fitting_plan(
             shape, workload, profile, policy, options, paths, streamed, prefill_rows, uncounted
         )
@@ -190,6 +203,7 @@ def plan_cache(
         },
         resident_pages=resident_pages,
         host_share=host_share,
+        workspace_bytes=scratch_bytes(options.gpu_memory_bytes) // _SCORE_COPIES or _MOST_SCORES,
         host_memory_bytes=_left_on_host(attachment, options),
         poison=options.poison,
     )
@@ -233,6 +247,20 @@ def uncounted_bytes(
     counted = sum(weight_items(shape, streamed).values())
     libraries = LIBRARY_BYTES if device.type == "cuda" else 0
     return max(0, device_bytes(model, device) - counted) + libraries
+
+
+def scratch_bytes(budget_bytes: int | None) -> int:
+    """Return what is set aside of a budget for the scores of attention and their masks."""
+    if budget_bytes is None:
+        return 0
+    return _SCORE_COPIES * max(1, min(_MOST_SCORES, budget_bytes // 64))
+
+
+def _rotary_bytes(attachment: Attachment, positions: int) -> int:
+    """Return the most that tables of cosines and sines take."""
+    seen = attachment.layers[0].observation.key
+    widest = max(layer.observation.key.shape[3] for layer in attachment.layers)
+    return len(attachment.rotary_tables) * 2 * positions * widest * seen.element_size()
 
 
 def _needs_profile(policy: Policy, options: CacheOptions) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headrace.errors import ConfigurationError, UnsupportedModelError
 from headrace.hf.attached_cache import AttachedCache
 from headrace.hf.attachment import Attachment
+from headrace.hf.memory_errors import memory_errors
 from headrace.hf.planning import CacheOptions
 from headrace.hf.replanning import Replanning
 from headrace.plan.workload import Workload
@@ -64,7 +65,8 @@ class RowsCache(AttachedCache):
                 f"{type(model).__name__} does not take position_ids, so its rows must all have "
                 "come equally far; run it with a HostCache"
             )
-        super().__init__(model, options)
+        with memory_errors():
+            super().__init__(model, options)
         self._workload = workload
         self._device = next(model.parameters()).device
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -74,7 +76,7 @@ class RowsCache(AttachedCache):
         self.capacity = workload.rows
         """Rows that there is room for on the device."""
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), memory_errors():
                 self._open(workload, self._device)
                 self.replanning = self._replanning()
                 self.paged.select([])
@@ -93,6 +95,11 @@ class RowsCache(AttachedCache):
         return super().notes if words is None else (*super().notes, words)
 
     @property
+    def broken(self) -> bool:
+        """Whether a forward has failed half-way."""
+        return self._broken
+
+    @property
     def block_tokens(self) -> int:
         """Tokens of a page."""
         return self.paged.layout.block_tokens
@@ -108,9 +115,11 @@ class RowsCache(AttachedCache):
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens of prompts that the plan has memory for in a forward."""
+        """Tokens of prompts that there is memory for in a forward: under a budget, as planned."""
         prompts = 0 if self.plan is None else self.plan.prefill_rows
-        return max(_LEAST_PREFILL_TOKENS, prompts * self._workload.prompt_len)
+        planned = prompts * self._workload.prompt_len
+        limited = self.plan is not None and self._options.gpu_memory_bytes is not None
+        return max(1, planned) if limited else max(_LEAST_PREFILL_TOKENS, planned)
 
     def fits(self, rows: Sequence[tuple[int, int, int]]) -> bool:
         """Return whether host memory suffices for some rows until all of them have ended.
@@ -158,8 +167,14 @@ class RowsCache(AttachedCache):
             The logits of each row's next token, float32 ``[B, V]``, on the model's device.
 
         Raises:
-            MemoryBudgetError: host memory does not suffice; nothing has changed.
+            MemoryBudgetError: memory does not suffice. If ``broken`` says so, the cache is of no
+                more use; else nothing has changed.
+            ConfigurationError: the cache is broken.
         """
+        if self._broken:
+            raise ConfigurationError(
+                "an earlier forward with this cache failed half-way; close it and make a new one"
+            )
         longest = max(len(some) for some in tokens)
         before = [row.length for row in self.paged.layout.of(rows)]
         padding = [longest - len(some) for some in tokens]
@@ -172,7 +187,7 @@ class RowsCache(AttachedCache):
         self._forward = _Forward(rows, new, first, next_rows)
         ids = [[0] * count + list(some) for count, some in zip(padding, tokens, strict=True)]
         positions = torch.tensor(first)[:, None] + torch.arange(longest)
-        with torch.no_grad():
+        with torch.no_grad(), memory_errors():
             output = self._model(
                 input_ids=torch.tensor(ids).to(self._device),
                 position_ids=positions.clamp_min(0).to(self._device),
@@ -195,7 +210,8 @@ class RowsCache(AttachedCache):
         if positions.shape[1] > 1:
             # Only a prompt's tokens are kept as X, whose keys are rotated by these positions later.
             self._reserve_rotary(max(forward.first_columns) + positions.shape[1])
-        self._running = True
+        # From here on things change.
+        self._broken = self._running = True
         self.paged.begin_step(
             forward.new,
             positions.shape[1],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -45,6 +45,17 @@ class Observation:
     value: Tensor
     positions: Tensor
     rotation: tuple[Tensor, Tensor] | None
+
+    def without_contents(self) -> Observation:
+        """Return the same shapes and dtypes without any memory."""
+        return replace(
+            self,
+            activations=self.activations.to("meta"),
+            key=self.key.to("meta"),
+            value=self.value.to("meta"),
+            positions=self.positions.to("meta"),
+            rotation=None,
+        )
 
 
 class KeyNorm(StrEnum):

@@ -31,6 +31,7 @@ class RotaryTable:
         self._embedding = weakref.ref(embedding)
         self._arguments = arguments
         self._table: tuple[Tensor, Tensor] | None = None
+        self._positions = 0
 
     def reserve(self, positions: int, like: Tensor) -> None:
         """Make the table of that many positions, in the dtype and on the device of ``like``."""
@@ -44,12 +45,21 @@ class RotaryTable:
         with torch.no_grad():
             index = torch.arange(positions, device=like.device)[None]
             cos, sin = embedding(like, index, **self._arguments)
-        self._table = cos[0], sin[0]
+        self._table, self._positions = (cos[0], sin[0]), positions
+
+    @property
+    def size_bytes(self) -> int:
+        """Device memory of the table."""
+        return 0 if self._table is None else sum(part.nbytes for part in self._table)
+
+    def release(self) -> None:
+        """Let go of the table; it is made anew, of as many positions, when it is needed."""
+        self._table = None
 
     def at(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of positions."""
         if self._table is None:
-            self.reserve(int(positions.max()) + 1, like)
+            self.reserve(max(self._positions, int(positions.max()) + 1), like)
         assert self._table is not None
         index = positions.flatten()
         cos, sin = (table.index_select(0, index) for table in self._table)
@@ -77,17 +87,13 @@ class Rotary:
     def __init__(
         self, table: RotaryTable, apply: Callable[..., tuple[Tensor, Tensor]], partial: bool
     ) -> None:
-        self._table = table
+        self.table = table
         self._apply = apply
         self._partial = partial
 
-    def reserve(self, positions: int, like: Tensor) -> None:
-        """Make the table of that many positions, in the dtype and on the device of ``like``."""
-        self._table.reserve(positions, like)
-
     def __call__(self, key_NHTD: Tensor, positions_NT: Tensor) -> Tensor:
         """Return the rotated keys."""
-        cos, sin = self._table.at(positions_NT, key_NHTD)
+        cos, sin = self.table.at(positions_NT, key_NHTD)
         width = cos.shape[-1]
         if not self._partial:
             return self._apply(key_NHTD[:, :0], key_NHTD, cos, sin)[1]

@@ -32,6 +32,10 @@ _GRANULE_PARTS = (1, 4, 16)
 _REBUILT_LOADS = 4
 """For how many loads' time a granule of X may keep the device busy, where others are streamed."""
 
+_REBUILD_COPIES = 3
+"""What rebuilding takes at its peak, in units of the K/V that it makes: K/V, cosines and sines, the
+keys times either, and their sum."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -82,9 +86,13 @@ class Geometry:
         return max(1, min(most, self.granule_bytes) // (self.block_tokens * bytes_per_token))
 
     def workspace_bytes(self, shape: ModelShape) -> int:
-        """Return the bytes of K/V that are rebuilt from the largest granule of X."""
+        """Return the bytes of K/V that are rebuilt from the largest granule of X.
+
+        While keys are rotated, or brought into the order that their product wants, there is as much
+        again, and more.
+        """
         pages = self.rebuilt_pages_per_granule(activation_bytes_per_token(shape))
-        return pages * self.block_tokens * kv_bytes_per_token(_widest(shape))
+        return _REBUILD_COPIES * pages * self.block_tokens * kv_bytes_per_token(_widest(shape))
 
     def staging_bytes(self, shape: ModelShape) -> int:
         """Return the bytes of all buffers that cached tokens go through."""

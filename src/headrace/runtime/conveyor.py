@@ -414,7 +414,8 @@ class Conveyor:
         slot = (self._current.base + operation.load_number) % self._ring.slots
         if granule.kind is PageKind.ACTIVATIONS:
             assert self._rebuilt is not None
-            key, value = self._rebuilt
+            # Let go of before the next ones are made: only one granule's exist at once.
+            (key, value), self._rebuilt = self._rebuilt, None
         elif granule.kind is PageKind.KV:
             key, value = self._staged(granule, operation.layer, slot)
         else:
@@ -442,7 +443,8 @@ class Conveyor:
             self._weights.driver = None
 
     def reset(self) -> None:
-        """Throw away what was loaded ahead."""
+        """Throw away what was loaded ahead, and let weights come by themselves."""
+        self.leave_weights()
         while self._queue:
             self._discard(self._queue.popleft())
 

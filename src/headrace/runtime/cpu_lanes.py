@@ -1,4 +1,4 @@
-"""A CPU as the device: a thread per lane, and what may be slowed down to emulate a machine."""
+"""A CPU as the device: a thread for each direction of the link, which may emulate a slower one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from headrace.errors import HeadraceError
 from headrace.runtime.lanes import Attended, Backend, Copy, Event, Flag, Mailbox
 from headrace.runtime.pacing import Pacer
-from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
+from headrace.timeline import H2D_LANES, Lane, Origin
 
 _PIECE_BYTES = 1 << 20
 
@@ -39,9 +39,13 @@ class CpuEvent(Event):
         """Whether the event has happened."""
         return self._happened.is_set()
 
-    def wait_on_host(self) -> None:
-        """Block until the event has happened."""
+    def wait(self) -> None:
+        """Block until the event has happened, whatever came of it."""
         self._happened.wait()
+
+    def wait_on_host(self) -> None:
+        """Block until the event has happened; raise what the transfer raised."""
+        self.wait()
         if self._error is not None:
             raise HeadraceError(f"a transfer failed: {self._error}") from self._error
 
@@ -51,44 +55,65 @@ class CpuEvent(Event):
         return self.start_s, self.finish_s
 
 
+@dataclass(frozen=True)
+class _Job:
+    copies: Sequence[Copy]
+    after: Sequence[Event]
+    event: CpuEvent
+    submitted_s: float
+
+
 class Direction:
-    """One direction of the link: transfers in the order in which they were started, and paced.
+    """One direction of the link: a thread that does transfers in the order in which they came.
 
     Args:
+        name: of the thread.
         bytes_per_s: the rate that is emulated, or None for as fast as memory allows.
+        epoch_s: from when times are counted (``perf_counter``).
     """
 
-    def __init__(self, bytes_per_s: float | None) -> None:
+    def __init__(self, name: str, bytes_per_s: float | None, epoch_s: float) -> None:
         self._bytes_per_s = bytes_per_s
-        self._turn = threading.Condition()
-        self._next_ticket = 0
-        self._serving = 0
+        self._epoch_s = epoch_s
         self._pacer = Pacer()
+        # Whoever is interrupted while handing over a job has either done so or not.
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"headrace-{name}", daemon=True)
+        self._thread.start()
 
-    def ticket(self) -> int:
-        """Take the next place in the order."""
-        with self._turn:
-            self._next_ticket += 1
-            return self._next_ticket - 1
+    def submit(self, job: _Job) -> None:
+        """Do a transfer after those that came before."""
+        self._jobs.put(job)
 
-    def run(self, ticket: int, copies: Sequence[Copy], ready_s: float) -> tuple[float, float]:
-        """Copy when it is this ticket's turn; return start and finish (``perf_counter``).
+    def close(self) -> None:
+        """End the thread, once it has done what it was given."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._transfer(job)
+            # While the thread waits for the next one, this one's memory is not held.
+            del job
+
+    def _transfer(self, job: _Job) -> None:
+        error: BaseException | None = None
+        ready_s = start_s = finish_s = job.submitted_s
+        try:
+            for event in job.after:
+                ready_s = max(ready_s, event.times_s()[1] + self._epoch_s)
+            start_s, finish_s = self._copy(job.copies, ready_s)
+        except BaseException as caught:  # handed to whoever waits for the transfer
+            error = caught
+        job.event.happen(start_s - self._epoch_s, finish_s - self._epoch_s, error)
+
+    def _copy(self, copies: Sequence[Copy], ready_s: float) -> tuple[float, float]:
+        """Copy; return start and finish (``perf_counter``).
 
         Args:
-            ticket: place in the order of transfers.
             copies: what to copy.
             ready_s: when the transfer could have begun, had the link been free (see ``Pacer``).
         """
-        with self._turn:
-            self._turn.wait_for(lambda: self._serving == ticket)
-        try:
-            return self._copy(copies, ready_s)
-        finally:
-            with self._turn:
-                self._serving += 1
-                self._turn.notify_all()
-
-    def _copy(self, copies: Sequence[Copy], ready_s: float) -> tuple[float, float]:
         start_s = time.perf_counter()
         for copy in copies:
             _memmove(copy)
@@ -104,51 +129,6 @@ def _memmove(copy: Copy) -> None:
     destination, source = copy.destination.data_ptr(), copy.source.data_ptr()
     for offset in range(0, size, _PIECE_BYTES):
         ctypes.memmove(destination + offset, source + offset, min(_PIECE_BYTES, size - offset))
-
-
-@dataclass(frozen=True)
-class _Job:
-    copies: Sequence[Copy]
-    after: Sequence[Event]
-    direction: Direction
-    ticket: int
-    event: CpuEvent
-    submitted_s: float
-
-
-class _LaneThread:
-    """A thread that runs the transfers of one lane in order."""
-
-    def __init__(self, lane: Lane, epoch_s: float) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._epoch_s = epoch_s
-        self._thread = threading.Thread(
-            target=self._run, name=f"headrace-{lane.value}", daemon=True
-        )
-        self._thread.start()
-
-    def submit(self, job: _Job) -> None:
-        self._jobs.put(job)
-
-    def close(self) -> None:
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            error: BaseException | None = None
-            ready_s = start_s = finish_s = job.submitted_s
-            copies: Sequence[Copy] = job.copies
-            try:
-                for event in job.after:
-                    ready_s = max(ready_s, event.times_s()[1] + self._epoch_s)
-            except BaseException as caught:  # handed to whoever waits for the transfer
-                error, copies = caught, ()
-            try:
-                start_s, finish_s = job.direction.run(job.ticket, copies, ready_s)
-            except BaseException as caught:
-                error = caught
-            job.event.happen(start_s - self._epoch_s, finish_s - self._epoch_s, error)
 
 
 class CpuFlag(Flag):
@@ -193,21 +173,24 @@ class CpuBackend(Backend):
         rates = (h2d_bytes_per_s, d2h_bytes_per_s, host_attend_bytes_per_s)
         self.origin = Origin.MEASURED if rates == (None,) * 3 else Origin.EMULATED
         self._epoch_s = time.perf_counter()
-        h2d, d2h = Direction(h2d_bytes_per_s), Direction(d2h_bytes_per_s)
-        self._directions = dict.fromkeys(H2D_LANES, h2d) | dict.fromkeys(D2H_LANES, d2h)
-        self._lanes: dict[Lane, _LaneThread] = {}
+        self._directions: dict[str, Direction] = {}
         self._pending: list[CpuEvent] = []
 
     def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
-        """Start copies on a lane's thread."""
-        if lane not in self._lanes:
-            self._lanes[lane] = _LaneThread(lane, self._epoch_s)
-        direction, event = self._directions[lane], CpuEvent()
+        """Hand copies to the thread of the lane's direction."""
+        job = _Job(copies, after, CpuEvent(), time.perf_counter())
+        self._direction(lane).submit(job)
         self._pending = [pending for pending in self._pending if not pending.happened]
-        self._pending.append(event)
-        job = _Job(copies, after, direction, direction.ticket(), event, time.perf_counter())
-        self._lanes[lane].submit(job)
-        return event
+        self._pending.append(job.event)
+        return job.event
+
+    def _direction(self, lane: Lane) -> Direction:
+        """Return a lane's direction, whose thread is started when it is first needed."""
+        name = "h2d" if lane in H2D_LANES else "d2h"
+        if name not in self._directions:
+            rate = self._link_bytes_per_s[0 if name == "h2d" else 1]
+            self._directions[name] = Direction(name, rate, self._epoch_s)
+        return self._directions[name]
 
     def mark(self) -> Event:
         """Return an event that has happened: compute on the CPU is done when its call returns."""
@@ -265,13 +248,15 @@ class CpuBackend(Backend):
         return start_s - self._epoch_s, finish_s - self._epoch_s
 
     def synchronize(self) -> None:
-        """Wait for all transfers."""
-        for event in self._pending:
+        """Wait for all transfers; then raise what any of them raised."""
+        pending, self._pending = self._pending, []
+        for event in pending:
+            event.wait()
+        for event in pending:
             event.wait_on_host()
-        self._pending = []
 
     def close(self) -> None:
-        """End the lanes' threads."""
-        for lane in self._lanes.values():
-            lane.close()
-        self._lanes = {}
+        """End the threads."""
+        directions, self._directions = self._directions, {}
+        for direction in directions.values():
+            direction.close()

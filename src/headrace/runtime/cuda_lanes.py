@@ -148,7 +148,7 @@ class CudaBackend(Backend):
         self._index = torch.empty(0, device=device).get_device()
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         self._last: dict[tuple[Lane, ...], tuple[Lane, torch.cuda.Event]] = {}
-        self._registered: list[Tensor] = []
+        self._registered: dict[int, Tensor] = {}
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._start_load = self._driver.cuMemcpyHtoDAsync_v2
         self._start_store = self._driver.cuMemcpyDtoHAsync_v2
@@ -228,8 +228,13 @@ class CudaBackend(Backend):
                 f"could not register {size} bytes of host memory with CUDA (error {status}); "
                 "lower host_memory, or raise the limit of locked memory (ulimit -l)"
             )
-        self._registered.append(buffer)
+        self._registered[buffer.data_ptr()] = buffer
         return buffer.view(tuple(shape))
+
+    def free_host(self, buffer: Tensor) -> None:
+        """Take the registration back; the memory goes with its last tensor."""
+        if self._registered.pop(buffer.data_ptr(), None) is not None:
+            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
     def mailbox(self, shape: Sequence[int], dtype: torch.dtype) -> Mailbox:
         """Return registered host memory, and the same memory as a tensor of the device."""
@@ -256,9 +261,8 @@ class CudaBackend(Backend):
     def close(self) -> None:
         """Wait for the lanes and release the host memory."""
         self.synchronize()
-        for buffer in self._registered:
-            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
-        self._registered = []
+        for buffer in list(self._registered.values()):
+            self.free_host(buffer)
 
     def host_marks(self, stored: Event | None) -> list[Event]:
         """Let the current stream, after the store, write a number that a thread can see."""

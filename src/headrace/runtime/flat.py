@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headrace.runtime.attention import Accumulator, Partial, Scoring, attend, group_queries
+from headrace.runtime.attention import (
+    Partial,
+    Scoring,
+    attend,
+    attend_causal,
+    group_queries,
+    visibility,
+)
 from headrace.runtime.lanes import Backend
 from headrace.runtime.prompt import attend_prompt
 from headrace.runtime.store import LayerWidths
@@ -32,6 +39,7 @@ class FlatCache:
         rows: sequences that there is room for; more are possible (``select``).
         places: tokens of a row that there is room for; more are possible.
         dtype: the cache's dtype.
+        workspace_bytes: bound on the masks, or scores, of a layer that exist at once.
     """
 
     def __init__(
@@ -41,8 +49,10 @@ class FlatCache:
         rows: int,
         places: int,
         dtype: torch.dtype,
+        workspace_bytes: int,
     ) -> None:
         self._backend = backend
+        self._workspace_bytes = workspace_bytes
         self._places = places
 
         def buffer(width: LayerWidths) -> Tensor:
@@ -54,6 +64,7 @@ class FlatCache:
         self._rows = slice(0, rows)
         self._length = 0
         self._visible: Tensor | None = None
+        self._query_index = self._key_index = torch.empty(0, dtype=torch.int64)
         self._place: Tensor | int = 0
         self._written: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -103,14 +114,12 @@ class FlatCache:
         place = [(row, index) for row, indices in enumerate(new) for index in indices]
         of_row, of_input = torch.tensor(place, dtype=torch.int64).to(token_Bq.device).unbind(1)
         self._written = of_row, of_input, token_Bq[of_row, of_input]
-        # Padding sees the first token, for who sees nothing has no output.
-        seen = (
-            torch.arange(self._length, device=token_Bq.device) <= token_Bq.clamp_min(0)[..., None]
-        )
+        self._query_index = token_Bq
+        self._key_index = torch.arange(self._length).repeat(len(new), 1)
         for row, tokens in enumerate(hidden):
             if tokens:
-                seen[row, :, list(tokens)] = False
-        self._visible = seen[:, None]
+                self._key_index[row, list(tokens)] = -1
+        self._key_index = self._key_index.to(token_Bq.device, non_blocking=True)
 
     def _begin_single(
         self, first_tokens: Sequence[int], ends: Sequence[int], hidden: Sequence[set[int]]
@@ -159,16 +168,45 @@ class FlatCache:
             output = attend_prompt(query, key, value, scoring.scale, spans)
             return group_queries(output, key.shape[1])
         keys, values = keys[:, :, : self._length], values[:, :, : self._length]
-        visible = self._visible
-        if visible is not None and query.shape[2] > 1:
-            visible = visible.repeat(1, 1, grouped.shape[2] // query.shape[2], 1)
         if scoring.softcap is not None:
-            accumulator = Accumulator(grouped)
-            accumulator.add(attend(grouped, keys, values, scoring, visible))
-            return accumulator.result()
+            return self._attend_capped(grouped, keys, values, scoring, query.shape[2])
+        if query.shape[2] > 1:
+            return self._attend_pieces(query, keys, values, scoring)
         return F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=visible, scale=scoring.scale
+            grouped, keys, values, attn_mask=self._visible, scale=scoring.scale
         )
+
+    def _attend_capped(
+        self, grouped: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, q_len: int
+    ) -> Partial:
+        if q_len == 1:
+            return attend(grouped, keys, values, scoring, self._visible)
+        index = self._query_index, self._key_index
+        return attend_causal(grouped, keys, values, scoring, *index, self._workspace_bytes)
+
+    def _attend_pieces(
+        self, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
+    ) -> Tensor:
+        """Attend several new tokens a row, so many at once that the masks fit the workspace."""
+        rows, heads, q_len, _ = query.shape
+        kv_heads, group = keys.shape[1], heads // keys.shape[1]
+        mask_bytes = rows * group * keys.shape[2] * (1 + query.element_size())
+        at_once = max(1, self._workspace_bytes // mask_bytes)
+        pieces = []
+        for start in range(0, q_len, at_once):
+            some = slice(start, start + at_once)
+            # Padding sees the first token, for who sees nothing has no output.
+            seen = visibility(self._query_index[:, some].clamp_min(0), self._key_index, None)
+            output = F.scaled_dot_product_attention(
+                group_queries(query[:, :, some], kv_heads),
+                keys,
+                values,
+                attn_mask=seen[:, None].repeat(1, 1, group, 1),
+                scale=scoring.scale,
+            )
+            pieces.append(output.unflatten(2, (group, -1)))
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=3)
+        return whole.flatten(2, 3)
 
     def _write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
         for kept, new in ((keys, key), (values, value)):

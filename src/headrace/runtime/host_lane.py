@@ -139,6 +139,7 @@ class HostLane:
         self._number = 0
         self._query: Mailbox | None = None
         self._result: tuple[Mailbox, Mailbox, Mailbox] | None = None
+        self._boxes: list[Mailbox] = []
         self._views: dict[torch.Size, tuple[Tensor, Tensor, Partial]] = {}
         self._error: BaseException | None = None
         self._last: NativeHostEvent | None = None
@@ -218,12 +219,17 @@ class HostLane:
         return _partial([box.device for box in self._result], shape)
 
     def close(self) -> None:
-        """End the thread, once it has done what was begun."""
+        """End the thread, once it has done what was begun, and give back the mailboxes.
+
+        Compute must have ended, too.
+        """
         if self._native is not None:
             self._native.close()
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
+        for box in self._boxes:
+            self._backend.free_host(box.host)
 
     def check(self) -> None:
         """Raise what the cores' work raised, if it did.
@@ -244,11 +250,11 @@ class HostLane:
         """
         if self._query is None or self._query.host.numel() < query.numel():
             heads = query[..., 0].numel()
-            self._query = self._backend.mailbox((query.numel(),), query.dtype)
+            self._query = self._mailbox(query.numel(), query.dtype)
             self._result = (
-                self._backend.mailbox((query.numel(),), torch.float32),
-                self._backend.mailbox((heads,), torch.float32),
-                self._backend.mailbox((heads,), torch.float32),
+                self._mailbox(query.numel(), torch.float32),
+                self._mailbox(heads, torch.float32),
+                self._mailbox(heads, torch.float32),
             )
             self._views = {}
         assert self._result is not None
@@ -261,6 +267,11 @@ class HostLane:
                 _partial([box.host for box in self._result], query.shape),
             )
         return views
+
+    def _mailbox(self, elements: int, dtype: torch.dtype) -> Mailbox:
+        box = self._backend.mailbox((elements,), dtype)
+        self._boxes.append(box)
+        return box
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

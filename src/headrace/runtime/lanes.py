@@ -134,6 +134,9 @@ class Backend(ABC):
     def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return uninitialised host memory that the link reaches at its full rate."""
 
+    def free_host(self, buffer: Tensor) -> None:  # noqa: B027 (plain memory is freed by itself)
+        """Take back a host buffer that nothing uses any more; others are, when the backend ends."""
+
     def device_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return zeroed device memory."""
         return torch.zeros(tuple(shape), dtype=dtype, device=self.device)

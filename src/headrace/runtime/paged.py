@@ -83,7 +83,9 @@ class PagedCache:
         self._flat: FlatCache | None = None
         if settings.all_resident:
             places = prompt_len + new_tokens
-            self._flat = FlatCache(backend, settings.widths, rows, places, settings.dtype)
+            self._flat = FlatCache(
+                backend, settings.widths, rows, places, settings.dtype, settings.workspace_bytes
+            )
         self._ring = StagingRing(
             backend,
             settings.geometry.ring_slots,
@@ -134,7 +136,11 @@ class PagedCache:
         )
         self._now: Step | None = None
         self._decoded: Program | None = None
-        self._grow(self._layout.pages_expected(prompt_len, new_tokens))
+        try:
+            self._grow(self._layout.pages_expected(prompt_len, new_tokens))
+        except BaseException:
+            self.release()
+            raise
 
     def _open_host(self) -> HostLane:
         kernel = StoreKernel(self._store)
@@ -448,6 +454,7 @@ class PagedCache:
         """
         if self._host is not None:
             self._host.close()
+        self._store.release()
         vars(self).clear()
 
 

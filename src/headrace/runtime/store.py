@@ -96,10 +96,16 @@ class PageStore:
         if pages <= 0:
             return
         first = self.capacity(kind)
-        tensors = {
-            layer: tuple(self._buffer(kind, (pages, *shape)) for shape in self._shapes(kind, layer))
-            for layer in self._widths
-        }
+        tensors: dict[int, tuple[Tensor, ...]] = {}
+        made: list[Tensor] = []
+        try:
+            for layer in self._widths:
+                for shape in self._shapes(kind, layer):
+                    made.append(self._buffer(kind, (pages, *shape)))
+                tensors[layer] = tuple(made[-len(self._shapes(kind, layer)) :])
+        except BaseException:
+            self._free(kind, made)
+            raise
         self._extents[kind].append(Extent(first, pages, tensors))
         self.growths += 1
         if kind is PageKind.ACTIVATIONS:
@@ -107,6 +113,19 @@ class PageStore:
                 (pages, self.block_tokens), dtype=torch.int64, device=self._backend.device
             )
             self.positions = torch.cat([self.positions, added])
+
+    def _free(self, kind: PageKind, buffers: Sequence[Tensor]) -> None:
+        if kind is not PageKind.RESIDENT:
+            for buffer in buffers:
+                self._backend.free_host(buffer)
+
+    def release(self) -> None:
+        """Give back all host memory; nothing else may be called afterwards."""
+        for kind, extents in self._extents.items():
+            for extent in extents:
+                for tensors in extent.tensors.values():
+                    self._free(kind, tensors)
+        self._extents.clear()
 
     def _shapes(self, kind: PageKind, layer: int) -> tuple[tuple[int, ...], ...]:
         widths = self._widths[layer]
@@ -134,8 +153,9 @@ class PageStore:
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of device memory that resident pages take."""
-        return self.bytes_of(PageKind.RESIDENT, self.capacity(PageKind.RESIDENT))
+        """Bytes of device memory that resident pages take, and the positions of pages of X."""
+        pages = self.bytes_of(PageKind.RESIDENT, self.capacity(PageKind.RESIDENT))
+        return pages + self.positions.nbytes
 
     def runs(self, kind: PageKind, numbers: Sequence[int]) -> list[tuple[int, int]]:
         """Return ascending page numbers as runs (first, count) that are contiguous in memory."""

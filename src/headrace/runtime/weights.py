@@ -113,6 +113,8 @@ class StreamedWeights:
         # Turns are counted over all passes; turn n is of layer n mod the number of layers.
         self._coming = self._next = self._finished = 0
         self._brought = 0
+        self._in_use = False
+        """Whether a layer has begun that is not done: one that was interrupted never is."""
         self._last: dict[int, Event] = {}
 
     @property
@@ -132,7 +134,7 @@ class StreamedWeights:
 
     def begin_pass(self) -> int:
         """Return the turn of the first layer in the pass that begins."""
-        if self._next % len(self._layers):
+        if self._next % len(self._layers) or self._in_use:
             self._start_at(0)
         return self._next
 
@@ -180,9 +182,10 @@ class StreamedWeights:
 
     def use(self, layer: int) -> None:
         """Let a layer's tensors be its weights, for compute that is called from now on."""
-        if self._next % len(self._layers) != layer:
+        if self._next % len(self._layers) != layer or self._in_use:
             self._start_at(layer)
         turn = self._next
+        self._in_use = True
         if self._bytes_of(turn) == 0:
             return
         event = self.bring(turn, self._bytes_of(turn))
@@ -203,6 +206,7 @@ class StreamedWeights:
                 self._slots[slot].view(torch.float32)[...] = POISON
             self._readers[slot] = self._backend.mark()
         self._last.pop(turn, None)
+        self._in_use = False
         self._next = self._finished = turn + 1
         self._coming, self._brought = (
             (self._next, 0) if self._coming < self._next else (self._coming, self._brought)
@@ -218,7 +222,7 @@ class StreamedWeights:
             self.bring(turn, self._bytes_of(turn))
 
     def _start_at(self, layer: int) -> None:
-        """Go on at a layer that is not the next one: a pass has ended half-way.
+        """Go on at a layer that is not the next one, or anew: a pass has ended half-way.
 
         What was brought for others is overwritten: loads keep their order, and wait for whatever
         still reads a slot.
@@ -228,6 +232,7 @@ class StreamedWeights:
         turn = (self._coming // count + 1) * count + layer
         self._coming = self._next = self._finished = turn
         self._brought = 0
+        self._in_use = False
         self._last.clear()
 
     def release(self) -> None:
@@ -236,4 +241,5 @@ class StreamedWeights:
         for layer in self._layers:
             for place in layer.places:
                 place.tensor.data = place.view(layer.host).to(self._backend.device, copy=True)
+            self._backend.free_host(layer.host)
         self._layers = []

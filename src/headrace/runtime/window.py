@@ -66,8 +66,8 @@ class WindowCache:
 
     @property
     def size_bytes(self) -> int:
-        """Device memory of all layers."""
-        tensors = [*self._keys.values(), *self._values.values()]
+        """Device memory of all layers, and of the columns that are in them."""
+        tensors = [*self._keys.values(), *self._values.values(), self._column, self._column_before]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def begin_step(

@@ -119,9 +119,9 @@ def test_tables_of_rotation_follow_the_positions_that_were_reserved():
     rotary = projection.rotary
     key = torch.randn(1, 2, 3, 12, generator=torch.Generator().manual_seed(0))
     places = torch.tensor([[0, 700, 30]])
-    rotary.reserve(1000, key)
+    rotary.table.reserve(1000, key)
     wide = rotary(key, places)
-    rotary.reserve(10, key)
+    rotary.table.reserve(10, key)
     assert torch.equal(rotary(key, places), wide)
     torch.testing.assert_close(wide[:, :, 0], key[:, :, 0])
     assert not torch.allclose(wide[:, :, 1], key[:, :, 1], atol=1e-2)

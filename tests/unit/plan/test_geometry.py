@@ -31,7 +31,7 @@ def test_sizes():
     geometry = Geometry(64, 4 * 64 * KAPPA, 4)
     assert geometry.pages_per_granule(KAPPA) == 4
     assert geometry.pages_per_granule(KAPPA // 2) == 8
-    assert geometry.workspace_bytes(OPT) == 8 * 64 * KAPPA
+    assert geometry.workspace_bytes(OPT) == 3 * 8 * 64 * KAPPA
     assert geometry.tail_bytes(OPT, rows=3) == 3 * 64 * KAPPA * 32
     assert [geometry.paged_tokens(n) for n in (0, 127, 128, 191, 192)] == [0, 64, 128, 128, 192]
 

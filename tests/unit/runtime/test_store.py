@@ -31,9 +31,10 @@ def test_sizes(store):
     assert store.bytes_of(PageKind.KV) == page
     assert store.bytes_of(PageKind.ACTIVATIONS, 2) == 2 * BLOCK * 20 * 4
     assert store.host_bytes == 12 * page + 2 * BLOCK * 20 * 4
-    assert store.device_bytes == 0
+    positions = 2 * BLOCK * 8
+    assert store.device_bytes == positions
     store.grow(PageKind.RESIDENT, 1)
-    assert store.device_bytes == page
+    assert store.device_bytes == page + positions
     assert store.positions.shape == (2, BLOCK)
 
 
