@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.runtime.attention import Partial, Scoring
-from headrace.runtime.host_attention import HostAttention, empty_result
+from headrace.runtime.attention import Partial, Scoring, empty_partial
+from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.host_entries import LayerPages, RowEntries
 from headrace.runtime.native.library import LOADER, NativeUnavailableError, runnable_variants
 
@@ -46,7 +46,7 @@ class Case:
 
     def attend(self, attention: HostAttention, scoring: Scoring | None = None) -> Partial:
         """Attend into a result that is NaN before."""
-        result = empty_result(self.query.shape)
+        result = empty_partial(self.query.shape)
         for tensor in (result.output, result.maximum, result.total):
             tensor.fill_(math.nan)
         return attention.attend(

@@ -26,7 +26,7 @@ from headrace.model.cost import (
 )
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
-from headrace.runtime.attention import EntryTable, Partial, Scoring
+from headrace.runtime.attention import EntryTable, Scoring, empty_partial
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.runtime.granules import Granule
@@ -119,7 +119,7 @@ def host_attending(shape: ModelShape, dtype: torch.dtype) -> tuple[Callable[[], 
     group = shape.num_heads // shape.num_kv_heads
     sizes = (_HOST_ROWS, shape.num_kv_heads, group)
     query = torch.randn((*sizes, shape.head_dim)).to(dtype)
-    result = Partial(torch.empty((*sizes, shape.head_dim)), torch.empty(sizes), torch.empty(sizes))
+    result = empty_partial((*sizes, shape.head_dim))
     kernel = StoreKernel(store)
     scoring = Scoring(shape.head_dim**-0.5)
     return lambda: kernel.attend(0, query, entries, scoring, result), pages * page_bytes

@@ -50,7 +50,7 @@ class Partial:
     total: Tensor
 
 
-def empty_partial(shape: Sequence[int], device: torch.device) -> Partial:
+def empty_partial(shape: Sequence[int], device: torch.device | str = "cpu") -> Partial:
     """Return a result to be written, of queries of a shape ``[N, H, G, D]``."""
     return Partial(
         torch.empty(tuple(shape), dtype=torch.float32, device=device),

@@ -188,19 +188,6 @@ class HostAttention:
             raise HeadraceError(f"host attention failed: {STATUS.get(status, status)}")
 
 
-def empty_result(shape: Sequence[int]) -> Partial:
-    """Return a result to be written.
-
-    Args:
-        shape: of the queries, ``[B, H, G, D]``.
-    """
-    return Partial(
-        output=torch.empty(tuple(shape), dtype=torch.float32),
-        maximum=torch.empty(tuple(shape[:3]), dtype=torch.float32),
-        total=torch.empty(tuple(shape[:3]), dtype=torch.float32),
-    )
-
-
 def _nothing() -> None:
     """End no threads, where there are none."""
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.runtime.attention import Scoring, attend
-from headrace.runtime.host_attention import HostAttention, empty_result
+from headrace.runtime.attention import Scoring, attend, empty_partial
+from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.host_entries import LayerPages, RowEntries
 from headrace.runtime.large_pages import prefer_large_pages
 
@@ -150,7 +150,7 @@ def _ways(attention: HostAttention, setting: Setting) -> dict[str, Callable[[], 
         np.random.default_rng(0).permutation(pages),
         np.full(pages, PAGE_TOKENS),
     )
-    result = empty_result(query.shape)
+    result = empty_partial(query.shape)
     heads_query = query.flatten(1, 2)[:, :, None]
     return {
         "memory": lambda: attention.stream_read(key_pool, value_pool),

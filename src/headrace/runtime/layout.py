@@ -61,16 +61,11 @@ class Layout:
         self.add(rows)
 
     def add(self, rows: int) -> None:
-        """Add empty rows behind the others. Their prompts are split as is planned now."""
+        """Add empty rows behind the others. Their prompts are split as is planned."""
         for _ in range(rows):
             self.rows.append(Row(phase=_phase(self._admitted), split=self._split))
             self._touch(self.rows[-1])
             self._admitted += 1
-
-    def replan(self, split: Split, resident_pages: int | None) -> None:
-        """Change the split of rows that are added from now on, and the limit of pages."""
-        self._split, self._resident_pages = split, resident_pages
-        self._all_resident = split.resident >= 1.0 - 1e-9 and resident_pages is None
 
     def _touch(self, row: Row) -> None:
         """Note that a row's pages, or what it sees of them, have changed."""

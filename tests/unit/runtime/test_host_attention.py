@@ -13,8 +13,8 @@ import torch
 from tests.host_attention_support import Case, errors_of, make_case, native_variants
 
 from headrace.errors import ConfigurationError, HeadraceError
-from headrace.runtime.attention import Scoring, merge, normalised
-from headrace.runtime.host_attention import HostAttention, empty_result
+from headrace.runtime.attention import Scoring, empty_partial, merge, normalised
+from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.host_entries import LayerPages, RowEntries
 
 NATIVE = native_variants()
@@ -284,7 +284,7 @@ def test_pools_exist_side_by_side():
 
 def test_the_result_is_the_callers(attention):
     case = make_case((50,))
-    result = empty_result(case.query.shape)
+    result = empty_partial(case.query.shape)
     addresses = [result.output.data_ptr(), result.maximum.data_ptr(), result.total.data_ptr()]
     made = attention.attend(case.query, case.pages, case.entries, case.scoring, result)
     assert made is result
@@ -334,7 +334,7 @@ def arguments(**changes):
         "pages": case.pages,
         "entries": case.entries,
         "scoring": case.scoring,
-        "result": empty_result(case.query.shape),
+        "result": empty_partial(case.query.shape),
     }
     return usual | changes
 
@@ -348,7 +348,7 @@ WRONG_CALLS = {
     "no queries": ({"query": torch.zeros(2, 2, 0, 64)}, r"query has shape"),
     "strides": ({"query": torch.zeros(2, 2, 64, 2).mT}, "query has strides .* contiguous"),
     "device": ({"query": torch.zeros(2, 2, 2, 64, device="meta")}, "query is on meta; expected"),
-    "result": ({"result": empty_result((2, 2, 3, 64))}, r"result.output has shape"),
+    "result": ({"result": empty_partial((2, 2, 3, 64))}, r"result.output has shape"),
     "window": ({"scoring": Scoring(1.0, window=4)}, "scoring.window is 4; expected None"),
     "softcap": ({"scoring": Scoring(1.0, 0.0)}, "scoring.softcap is 0.0; expected None or above"),
     "page": ({"entries": RowEntries.of(2, [0], [99], [1])}, "page 99; pages has"),

@@ -66,9 +66,9 @@ def test_the_kernel_is_fed_what_torch_is_fed(attention, monkeypatch):
     """With all keys and values alike, whatever the order of pages, all ways agree."""
     monkeypatch.setattr(bench, "_filled", lambda shape, one: torch.ones(shape, dtype=one.dtype))
     results = []
-    empty = bench.empty_result
+    empty = bench.empty_partial
     monkeypatch.setattr(
-        bench, "empty_result", lambda shape: results.append(empty(shape)) or results[-1]
+        bench, "empty_partial", lambda shape: results.append(empty(shape)) or results[-1]
     )
     setting = Setting(128, 2, 4, SMALL, torch.float32)
     ways = bench._ways(attention, setting)
