@@ -169,6 +169,8 @@ def test_an_interrupted_forward_of_an_open_cache(share, layer):
         weights.backend.close()
 
 
+# Where it comes in a callback of the garbage collector, the interpreter prints it and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_at_any_moment(llm):
     """By a signal from outside, which comes wherever the interpreter is just then.
 

@@ -8,8 +8,9 @@ from tests.support import VOCABULARY, make_model
 from headrace.errors import MemoryBudgetError
 from headrace.hf import attached_cache
 from headrace.hf.placing import choose_placing
-from headrace.hf.planning import INDEX_BYTES, CacheOptions
+from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
+from headrace.hf.set_aside import INDEX_BYTES
 from headrace.hf.weights import PlacedWeights
 from headrace.plan.workload import Workload
 

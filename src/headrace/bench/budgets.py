@@ -15,9 +15,9 @@ from torch import nn
 from headrace.bench.catalogue import Case
 from headrace.bench.sizes import Fitted, Sizes
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.machine import shape_of
 from headrace.hf.placing import choose_placing
-from headrace.hf.planning import CacheOptions, uncounted_bytes
+from headrace.hf.planning import CacheOptions
+from headrace.hf.set_aside import set_aside_of
 from headrace.hf.weights import placed_weights
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.workload import Workload
@@ -115,8 +115,8 @@ def choose_budget(
         asked = parse_bytes(case.gpu_memory, setting="gpu_memory") if case.gpu_memory else None
         return Budget(asked, share)
     found = _budget_for(fitted.sizes, steps, _ample(profile), share, wanted.resident)
-    device = next(model.parameters()).device if placed is None else placed.backend.device
-    gpu_bytes = found + uncounted_bytes(model, shape_of(model), share, device)
+    work = Workload(fitted.sizes.rows, fitted.sizes.prompt_len, steps + 1)
+    gpu_bytes = set_aside_of(model, work).budget_for(found)
     return Budget(
         gpu_bytes,
         share,

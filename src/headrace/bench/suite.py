@@ -26,9 +26,8 @@ from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attached_cache import open_backend
 from headrace.hf.machine import machine_profile, shape_of
-from headrace.hf.planning import uncounted_bytes
+from headrace.hf.set_aside import set_aside_of
 from headrace.hf.weights import PlacedWeights
-from headrace.model.shape import ModelShape
 from headrace.plan.plan import make_plan
 from headrace.plan.workload import Workload
 from headrace.units import format_seconds
@@ -264,28 +263,19 @@ def foresee(
     work = Workload(sizes.rows, sizes.prompt_len, steps + 1)
     shape = shape_of(model)
     shape = replace(shape, max_context=max(shape.max_context, work.max_context))
-    found = []
+    aside, found = set_aside_of(model, work), []
     for policy in case.policies:
         plan = make_plan(
             shape,
             work,
             profile,
             policy=policy,
-            gpu_memory_bytes=_counted(model, shape, budget, policy),
+            gpu_memory_bytes=aside.left_of(budget.of(policy)),
             weights_streamed=budget.weights_on_host,
         )
         reason = "" if plan.feasible else "; ".join(plan.reasons[:1])
         found.append(Foreseen(policy, plan.bound_s, plan.step_s, reason))
     return tuple(found)
-
-
-def _counted(model: nn.Module, shape: ModelShape, budget: Budget, policy: str) -> int | None:
-    """Return what of a policy's budget the planner may count with."""
-    gpu_bytes = budget.of(policy)
-    if gpu_bytes is None:
-        return None
-    device = next(model.parameters()).device
-    return max(1, gpu_bytes - uncounted_bytes(model, shape, budget.weights_on_host, device))
 
 
 def _foreseen_words(one: Foreseen) -> str:

@@ -13,11 +13,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import fmean
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from headrace.engine.request import SamplingParams
+from headrace.engine.roster import Roster
 from headrace.engine.row import Row
 from headrace.engine.sample import Job, Sample
 from headrace.engine.sampling import choose_tokens
@@ -99,12 +99,10 @@ class Batcher:
         self._prefill_tokens = prefill_tokens
         self._cache: RowsCache | None = None
         self._waiting: deque[Sample] = deque()
-        self._samples: list[Sample] = []
-        self._trunks: list[Trunk] = []
+        self._roster = Roster()
         self._shares = share_prompts
         self.shared_tokens = 0
         """Tokens of prompts that did not go through the model, for others began with them."""
-        self._decoding = 0
         self._prompts_next = True
         self._rows_at_once = max_rows
 
@@ -134,17 +132,18 @@ class Batcher:
         for row in job.rows:
             row.cancel()
         self._waiting = deque(sample for sample in self._waiting if not sample.finished)
-        self._drop_finished()
+        if self._cache is not None:
+            self._roster.drop_finished(self._cache)
 
     @property
     def has_work(self) -> bool:
         """Whether some request has not ended."""
-        return bool(self._waiting or self._samples)
+        return bool(self._waiting or self._roster.samples)
 
     @property
     def wants_more(self) -> bool:
         """Whether further requests would soon find room."""
-        taken = sum(len(sample.indices) for sample in (*self._samples, *self._waiting))
+        taken = sum(len(sample.indices) for sample in (*self._roster.samples, *self._waiting))
         return taken < 2 * self._max_rows
 
     @property
@@ -155,7 +154,7 @@ class Batcher:
     @property
     def decoding(self) -> int:
         """Rows that decode."""
-        return self._decoding
+        return self._roster.decoding
 
     @property
     def cache(self) -> RowsCache:
@@ -200,28 +199,30 @@ class Batcher:
             self._admit(self.cache)
         except MemoryBudgetError as error:
             return Step(self._fail_longest(error), 0)
-        if not self._samples:
+        if not self._roster.samples:
             # Who waits needs more rows at once than the cache was opened for.
             self.close()
             self._admit(self.cache)
         cache = self.cache
-        rows, tokens = self._chosen()
-        decoded = len(rows) if rows.start < self._decoding else 0
+        roster = self._roster
+        assert self._prefill_tokens is not None
+        rows, tokens = roster.next_forward(self._prefill_tokens, self._prompts_next)
+        decoded = len(rows) if rows.start < roster.decoding else 0
         self._prompts_next = decoded > 0
-        following = None if decoded else range(self._decoding) or None
+        following = None if decoded else range(roster.decoding) or None
         try:
             logits = cache.forward(rows, tokens, following)
         except MemoryBudgetError as error:
             if cache.broken:
                 return Step(self._begin_anew(error), 0)
-            return Step(self._make_room(error), 0)
-        samples = self._samples[rows.start : rows.stop]
+            return Step(self._make_room(cache, error), 0)
+        samples = roster.samples[rows.start : rows.stop]
         for sample, some in zip(samples, tokens, strict=True):
             sample.cached += len(some)
         if samples[-1].left:
             return Step([], 0)
-        updates = self._choose(rows, logits)
-        self._drop_finished()
+        updates = self._choose(cache, rows, logits)
+        roster.drop_finished(cache)
         return Step(updates, decoded)
 
     def _admit(self, cache: RowsCache) -> None:
@@ -230,10 +231,10 @@ class Batcher:
         while self._waiting:
             sample = self._waiting[0]
             trunk = self._trunk_of(sample, cache)
-            if trunk is not None and trunk.left and trunk in self._samples:
+            if trunk is not None and trunk.left and trunk in self._roster.samples:
                 break
             others = [one for one, _ in admitted]
-            if trunk is not None and trunk not in self._trunks:
+            if trunk is not None and trunk not in self._roster.trunks:
                 # It goes through the model first; who begins with it waits until it has.
                 if self._has_room(cache, others, trunk, trunk):
                     admitted.append((trunk, None))
@@ -244,15 +245,18 @@ class Batcher:
             self._waiting.popleft()
         # Prompts of like lengths go together, with little padding.
         admitted.sort(key=lambda entry: entry[0].left)
-        self._give_rows(cache, admitted)
+        # Trunks that nobody waits for are let go of.
+        kept = [one for one in self._roster.trunks if any(map(one.begins, self._waiting))]
+        self._roster.admit(cache, admitted, kept)
+        self.shared_tokens += sum(sample.cached for sample, _ in admitted)
 
     def _has_room(
         self, cache: RowsCache, admitted: list[Sample], sample: Sample, trunk: Trunk | None
     ) -> bool:
         """Return whether a sample may have its rows now, beside those admitted before it."""
-        others = [*self._samples, *admitted]
-        rows = sum(max(1, len(one.indices)) for one in (*others, sample)) + len(self._trunks)
-        if trunk in self._trunks and self._is_last(trunk):
+        others = [*self._roster.samples, *admitted]
+        rows = sum(max(1, len(one.indices)) for one in (*others, sample)) + len(self._roster.trunks)
+        if trunk in self._roster.trunks and self._is_last(trunk):
             # It takes over the trunk's own row.
             rows -= 1
         if rows > cache.capacity:
@@ -266,70 +270,19 @@ class Batcher:
         """Return what a sample shares with others: a trunk that there is, a new one, or None."""
         if not self._shares or sample.cached:
             return None
-        known = [*self._trunks, *(one for one in self._samples if isinstance(one, Trunk))]
-        fitting = [trunk for trunk in known if trunk.begins(sample)]
+        fitting = [trunk for trunk in self._roster.known_trunks if trunk.begins(sample)]
         if fitting:
             return max(fitting, key=lambda trunk: len(trunk.tokens))
         tokens = common_beginning(sample, list(self._waiting)[1:], cache.block_tokens)
-        return Trunk(tokens) if tokens and len(self._samples) + 2 < cache.capacity else None
+        return Trunk(tokens) if tokens and len(self._roster.samples) + 2 < cache.capacity else None
 
     def _is_last(self, trunk: Trunk | None) -> bool:
         """Return whether but one of those who wait begins with a trunk."""
         return trunk is not None and sum(trunk.begins(one) for one in self._waiting) == 1
 
-    def _give_rows(self, cache: RowsCache, admitted: list[tuple[Sample, Trunk | None]]) -> None:
-        """Add rows behind those of the prompts under way: empty ones, or a trunk's.
-
-        Trunks that nobody waits for are let go of.
-        """
-        kept = [trunk for trunk in self._trunks if any(map(trunk.begins, self._waiting))]
-        if not admitted and len(kept) == len(self._trunks):
-            return
-        first = len(self._samples)
-        of_trunk = {id(trunk): first + place for place, trunk in enumerate(self._trunks)}
-        empty = iter(cache.add(sum(trunk is None for _, trunk in admitted)))
-        sources = [next(empty) if trunk is None else of_trunk[id(trunk)] for _, trunk in admitted]
-        cache.arrange([*range(first), *sources, *(of_trunk[id(trunk)] for trunk in kept)])
-        self._trunks = kept
-        for sample, trunk in admitted:
-            sample.cached = 0 if trunk is None else len(trunk.tokens)
-            self.shared_tokens += sample.cached
-            self._samples.append(sample)
-
-    def _chosen(self) -> tuple[range, list[list[int]]]:
-        """Return the rows of the next forward, and the tokens of each.
-
-        All that decode; or where prompts are under way, in turn, and as long as they are more than
-        those that decode, several whole ones if they fit, else a part of the first.
-        """
-        first, limit = self._decoding, self._prefill_tokens
-        assert limit is not None
-        prompts = self._samples[first:]
-        # A decode step of few rows is hardly shorter than one of many.
-        prompts_turn = self._prompts_next or len(prompts) > first
-        if first and not (prompts and prompts_turn):
-            return range(first), [sample.tokens[-1:] for sample in self._samples[:first]]
-        if prompts[0].left > limit:
-            cached = prompts[0].cached
-            return range(first, first + 1), [prompts[0].tokens[cached : cached + limit]]
-        longest, count = 0, 0
-        for sample in prompts:
-            longest = max(longest, sample.left)
-            if longest * (count + 1) > limit:
-                break
-            count += 1
-        tokens = [sample.tokens[sample.cached :] for sample in prompts[:count]]
-        return range(first, first + count), tokens
-
-    def _choose(self, rows: range, logits: Tensor) -> list[Update]:
+    def _choose(self, cache: RowsCache, rows: range, logits: Tensor) -> list[Update]:
         """Choose the next token of rows all of whose tokens are in the cache."""
-        samples = self._samples[rows.start : rows.stop]
-        parts = [part for sample in samples for part in sample.split()]
-        if len(parts) != len(samples) or any(isinstance(one, Trunk) for one in samples):
-            logits = self._part(rows, logits)
-        self._samples[rows.start : rows.stop] = parts
-        if rows.start >= self._decoding:
-            self._decoding += len(parts)
+        parts, logits = self._roster.part(cache, rows, logits)
         if not parts:
             return []
         choices = choose_tokens([part.rows[0].sampler for part in parts], logits)
@@ -339,59 +292,18 @@ class Batcher:
             updates.append(Update(part.job, part.indices[0], text, part.finished))
         return updates
 
-    def _part(self, rows: range, logits: Tensor) -> Tensor:
-        """Give each sample of a prompt a row of its own, which shares the prompt's cache.
-
-        Trunks that are ready go behind all others. Return the logits of the samples.
-        """
-        assert self._cache is not None
-        sources = [row for row in rows for _ in self._samples[row].indices]
-        ready = [row for row in rows if isinstance(self._samples[row], Trunk)]
-        count = len(self._samples)
-        behind = [*range(rows.stop, count + len(self._trunks)), *ready]
-        self._cache.arrange([*range(rows.start), *sources, *behind])
-        self._trunks += [
-            one for one in self._samples[rows.start : rows.stop] if isinstance(one, Trunk)
-        ]
-        index = torch.tensor([source - rows.start for source in sources], dtype=torch.int64)
-        return logits.index_select(0, index.to(logits.device))
-
-    def _drop_finished(self) -> None:
-        """Let rows that have ended go; the last ones that decode take their places."""
-        samples, first = self._samples, self._decoding
-        decoding = [row for row in range(first) if not samples[row].finished]
-        prompts = [row for row in range(first, len(samples)) if not samples[row].finished]
-        if len(decoding) + len(prompts) == len(samples):
-            return
-        kept = len(decoding)
-        moved = iter([row for row in decoding if row >= kept])
-        alive = set(decoding)
-        self._arrange([row if row in alive else next(moved) for row in range(kept)] + prompts)
-        self._decoding = kept
-
-    def _arrange(self, sources: list[int], trunks: list[Trunk] | None = None) -> None:
-        """Let sample i be what sample ``sources[i]`` was, and keep some trunks (None: all)."""
-        assert self._cache is not None
-        kept = self._trunks if trunks is None else trunks
-        first = len(self._samples)
-        of_trunk = [first + place for place, one in enumerate(self._trunks) if one in kept]
-        self._cache.arrange([*sources, *of_trunk])
-        self._samples = [self._samples[source] for source in sources]
-        self._trunks = list(kept)
-
-    def _make_room(self, error: MemoryBudgetError) -> list[Update]:
+    def _make_room(self, cache: RowsCache, error: MemoryBudgetError) -> list[Update]:
         """Let the last row wait once more; a row that does not even fit alone fails."""
-        if self._trunks:
+        roster = self._roster
+        if roster.trunks:
             self._shares = False
-            self._arrange(list(range(len(self._samples))), [])
+            roster.drop_trunks(cache)
             return []
-        last = self._samples[-1]
-        self._arrange(list(range(len(self._samples) - 1)))
-        self._decoding = min(self._decoding, len(self._samples))
+        last = roster.drop_last(cache)
         if isinstance(last, Trunk):
             self._shares = False
             return []
-        if self._samples:
+        if roster.samples:
             last.cached = 0
             self._waiting.appendleft(last)
             return []
@@ -405,8 +317,7 @@ class Batcher:
         """
         assert self._cache is not None
         assert self._prefill_tokens is not None
-        running = [sample for sample in self._samples if not isinstance(sample, Trunk)]
-        rows, self._samples, self._decoding = self._cache.capacity, [], 0
+        rows, running = self._cache.capacity, self._roster.clear()
         self.close()
         for sample in running:
             sample.cached = 0
@@ -435,4 +346,4 @@ class Batcher:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
-            self._trunks = []
+            self._roster.trunks = []

@@ -103,6 +103,15 @@ class Attachment:
             if isinstance(projection, LayerProjection) and projection.rotary is not None
         }
 
+    @property
+    def why_not_rebuilt(self) -> str | None:
+        """Why the model's keys and values cannot be rebuilt from X; None if they can."""
+        for number, projection in enumerate(self.projections):
+            windowed = self.layers[number].scoring.window is not None
+            if not windowed and not isinstance(projection, LayerProjection):
+                return f"layer {number} cannot be rebuilt: {projection}"
+        return None
+
     def _holding(self, layer: int) -> AbstractContextManager[None]:
         """Have a layer's weights on the device for a while."""
         return nullcontext() if self.placed is None else self.placed.holding(layer)

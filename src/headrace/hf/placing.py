@@ -12,7 +12,8 @@ from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedMo
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.machine import machine_profile
-from headrace.hf.planning import LIBRARY_BYTES, CacheOptions, scratch_bytes
+from headrace.hf.planning import CacheOptions
+from headrace.hf.set_aside import LIBRARY_BYTES, scratch_bytes
 from headrace.hf.slice import small_model
 from headrace.model.config import from_config
 from headrace.model.cost import model_weight_bytes
@@ -68,7 +69,7 @@ def choose_placing(
         MemoryBudgetError: even with all layers on the host it does not fit.
     """
     budget = _device_budget(device, options)
-    if budget is not None:
+    if budget is not None and options.gpu_memory_bytes is not None:
         budget -= scratch_bytes(options.gpu_memory_bytes)
     shape = _shape(config, dtype)
     if budget is None or shape is None or model_weight_bytes(shape) <= _ROOM_FOR_CACHE * budget:

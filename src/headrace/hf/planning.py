@@ -14,13 +14,11 @@ from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attachment import Attachment
 from headrace.hf.machine import machine_profile
+from headrace.hf.set_aside import SetAside, scores_bytes, set_aside
 from headrace.hf.shape import model_shape
-from headrace.hf.weights import device_bytes
-from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
 from headrace.plan.demands import PATHS
 from headrace.plan.geometry import choose_geometry
-from headrace.plan.memory import weight_items
 from headrace.plan.options import PlanOptions
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.policies import Policy, Split, recompute_split, resident_split, stream_split
@@ -29,19 +27,6 @@ from headrace.plan.workload import Workload
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
 from headrace.units import format_bytes, parse_bytes
-
-LIBRARY_BYTES = 96 << 20
-"""Device memory that CUDA's libraries take for themselves through torch: cuBLAS 32 MiB for each
-stream that it is called on, and some for reductions."""
-
-INDEX_BYTES = 40
-"""For each token that is cached: what is kept of its place and its position."""
-
-_MOST_SCORES = 1 << 28
-"""Bytes of attention scores that exist at once."""
-
-_SCORE_COPIES = 2
-"""Scores, and what is made from them before they are let go of."""
 
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
 
@@ -107,15 +92,6 @@ class CacheOptions:
         )
 
 
-def why_not_rebuilt(attachment: Attachment) -> str | None:
-    """Return why the model's keys and values cannot be rebuilt from X, or None if they can."""
-    for layer, projection in enumerate(attachment.projections):
-        windowed = attachment.layers[layer].scoring.window is not None
-        if not windowed and not isinstance(projection, LayerProjection):
-            return f"layer {layer} cannot be rebuilt: {projection}"
-    return None
-
-
 @dataclass(frozen=True)
 class CachePlan:
     """What is decided for a batch.
@@ -160,7 +136,7 @@ def plan_cache(
     """
     shape = model_shape(model, attachment, dtype)
     policy, notes = options.policy, []
-    reason = why_not_rebuilt(attachment)
+    reason = attachment.why_not_rebuilt
     paths: tuple[str, ...] = PATHS
     if reason is not None:
         paths = tuple(path for path in paths if path != "recompute")
@@ -173,13 +149,9 @@ def plan_cache(
     plan, profile, resident_pages, host_share = None, options.profile, None, 0.0
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
-        uncounted = uncounted_bytes(model, shape, streamed, device)
-        uncounted += scratch_bytes(options.gpu_memory_bytes)
-        uncounted += INDEX_BYTES * workload.rows * workload.max_context
-        if "recompute" in paths:
-            uncounted += _rotary_bytes(attachment, workload.max_context)
+        aside = set_aside(model, attachment, shape, workload, device)
         plan = _fitting_plan(
-            shape, workload, profile, policy, options, paths, streamed, prefill_rows, uncounted
+            shape, workload, profile, policy, options, paths, streamed, prefill_rows, aside
         )
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
         resident_pages, host_share = plan.placement.resident_pages, plan.placement.host
@@ -203,7 +175,7 @@ def plan_cache(
         },
         resident_pages=resident_pages,
         host_share=host_share,
-        workspace_bytes=scratch_bytes(options.gpu_memory_bytes) // _SCORE_COPIES or _MOST_SCORES,
+        workspace_bytes=scores_bytes(options.gpu_memory_bytes),
         host_memory_bytes=_left_on_host(attachment, options),
         poison=options.poison,
     )
@@ -234,33 +206,6 @@ def _left_on_host(attachment: Attachment, options: CacheOptions) -> int:
         return free
     weights = 0 if attachment.placed is None else attachment.placed.streamed.host_bytes
     return max(0, min(free, options.host_memory_bytes - weights))
-
-
-def uncounted_bytes(
-    model: nn.Module, shape: ModelShape, streamed: float, device: torch.device
-) -> int:
-    """Return what is on the device that the planner does not count.
-
-    That is what a model has beside matrices (norms, biases, embeddings of positions), what is kept
-    there because a parameter is streamed whole or not at all, and the libraries' workspaces.
-    """
-    counted = sum(weight_items(shape, streamed).values())
-    libraries = LIBRARY_BYTES if device.type == "cuda" else 0
-    return max(0, device_bytes(model, device) - counted) + libraries
-
-
-def scratch_bytes(budget_bytes: int | None) -> int:
-    """Return what is set aside of a budget for the scores of attention and their masks."""
-    if budget_bytes is None:
-        return 0
-    return _SCORE_COPIES * max(1, min(_MOST_SCORES, budget_bytes // 64))
-
-
-def _rotary_bytes(attachment: Attachment, positions: int) -> int:
-    """Return the most that tables of cosines and sines take."""
-    seen = attachment.layers[0].observation.key
-    widest = max(layer.observation.key.shape[3] for layer in attachment.layers)
-    return len(attachment.rotary_tables) * 2 * positions * widest * seen.element_size()
 
 
 def _needs_profile(policy: Policy, options: CacheOptions) -> bool:
@@ -295,7 +240,7 @@ def _fitting_plan(
     paths: tuple[str, ...],
     weights_streamed: float,
     prefill_rows: int | None,
-    uncounted_bytes: int,
+    aside: SetAside,
 ) -> Plan:
     # What the model's positions allow is the caller's business: a cache does not limit it.
     roomy = replace(shape, max_context=max(shape.max_context, workload.max_context))
@@ -305,7 +250,7 @@ def _fitting_plan(
         workload,
         profile,
         policy=policy,
-        gpu_memory_bytes=None if budget is None else max(1, budget - uncounted_bytes),
+        gpu_memory_bytes=aside.left_of(budget),
         host_memory_bytes=options.host_memory_bytes,
         recompute_fraction=options.recompute_fraction,
         paths=_measured(paths, profile),

@@ -14,7 +14,7 @@ from headrace.engine.loading import dummy_model
 from headrace.hardware.catalog import machine
 from headrace.hf import placing
 from headrace.hf.machine import shape_of
-from headrace.hf.planning import LIBRARY_BYTES, uncounted_bytes
+from headrace.hf.set_aside import LIBRARY_BYTES, set_aside_of
 from headrace.plan.plan import make_plan
 from headrace.plan.workload import Workload
 from headrace.units import parse_bytes
@@ -44,12 +44,12 @@ def profile(emulated):
 def plan_of(fitted, model, budget, profile):
     sizes = fitted.sizes
     shape = shape_of(model)
-    more = uncounted_bytes(model, shape, budget.weights_on_host, torch.device("cpu"))
+    work = Workload(sizes.rows, sizes.prompt_len, STEPS + 1)
     return make_plan(
         shape,
-        Workload(sizes.rows, sizes.prompt_len, STEPS + 1),
+        work,
         replace(profile, device_memory_bytes=1 << 40),
-        gpu_memory_bytes=budget.gpu_bytes - more,
+        gpu_memory_bytes=set_aside_of(model, work).left_of(budget.gpu_bytes),
         weights_streamed=budget.weights_on_host,
     )
 
