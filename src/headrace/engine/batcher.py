@@ -38,14 +38,19 @@ class Update:
     Attributes:
         job: the request.
         index: which sample of it.
-        text: what may be shown now.
         finished: whether the sample has ended.
     """
 
     job: Job
     index: int
-    text: str
     finished: bool
+
+    def news(self) -> str:
+        """Return the text that may be shown, and that was not returned yet.
+
+        Tokens become text only where somebody asks, for that takes time.
+        """
+        return self.job.rows[self.index].news()
 
 
 @dataclass(frozen=True)
@@ -288,8 +293,8 @@ class Batcher:
         choices = choose_tokens([part.rows[0].sampler for part in parts], logits)
         updates = []
         for part, choice in zip(parts, choices, strict=True):
-            text = part.take(choice)
-            updates.append(Update(part.job, part.indices[0], text, part.finished))
+            part.take(choice)
+            updates.append(Update(part.job, part.indices[0], part.finished))
         return updates
 
     def _make_room(self, cache: RowsCache, error: MemoryBudgetError) -> list[Update]:
@@ -339,7 +344,7 @@ class Batcher:
         for row in sample.job.rows:
             row.cancel()
         self._waiting = deque(one for one in self._waiting if not one.finished)
-        return [Update(sample.job, index, "", True) for index in sample.indices]
+        return [Update(sample.job, index, True) for index in sample.indices]
 
     def close(self) -> None:
         """Give back all memory; requests under way are left as they are."""

@@ -171,7 +171,7 @@ class LLM:
                 if update.job.error is not None:
                     raise update.job.error
                 yield StreamedText(
-                    number[id(update.job)], update.index, update.text, update.finished
+                    number[id(update.job)], update.index, update.news(), update.finished
                 )
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completed]:

@@ -37,14 +37,18 @@ class Row:
         """Whether the row has ended."""
         return self._text.finished
 
-    def take(self, choice: Choice) -> str:
-        """Add a token, unless the row has ended; return the text that may be shown."""
+    def take(self, choice: Choice) -> None:
+        """Add a token, unless the row has ended."""
         if self.finished:
-            return ""
+            return
         if self._logprobs is not None:
             assert choice.logprob is not None
             self._logprobs.append(TokenLogprob(choice.token_id, choice.logprob, choice.top))
-        return self._text.take(choice.token_id)
+        self._text.take(choice.token_id)
+
+    def news(self) -> str:
+        """Return the text that may be shown and that this has not returned yet."""
+        return self._text.news()
 
     def cancel(self) -> None:
         """End the row, unless it has ended."""

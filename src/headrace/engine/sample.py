@@ -77,8 +77,8 @@ class Sample:
             return [self]
         return [Sample(self.job, [index], list(self.tokens), self.cached) for index in self.indices]
 
-    def take(self, choice: Choice) -> str:
-        """Add the one sample's next token; return the text that may be shown."""
+    def take(self, choice: Choice) -> None:
+        """Add the one sample's next token."""
         (row,) = self.rows
         self.tokens.append(choice.token_id)
-        return row.take(choice)
+        row.take(choice)

@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from headrace.errors import ConfigurationError, HeadraceError, UnsupportedModelError
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.attachment import Attachment, attach, detach
+from headrace.hf.attachment import Attachment, DecodeLayer, attach, detach
 from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
 from headrace.hf.weights import device_bytes
 from headrace.model.projection import LayerProjection
@@ -213,7 +213,7 @@ class AttachedCache(Cache):
     def attend_layer(
         self,
         layer: int,
-        activations: Tensor,
+        activations: Tensor | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -222,6 +222,20 @@ class AttachedCache(Cache):
         """Attend one layer's new tokens to the whole context (called by the attention function)."""
         assert self._paged is not None
         return self._paged.attend(layer, activations, query, key, value, scoring)
+
+    @property
+    def decode(self) -> DecodeLayer | None:
+        """What attends instead of ``attend_layer`` in the forward that has begun, if it may.
+
+        Where all is on the device, a decode step needs neither X nor lanes.
+        """
+        assert self._paged is not None
+        return self._paged.decode_flat if self._paged.decodes_flat else None
+
+    @property
+    def needs_activations(self) -> bool:
+        """Whether X is kept of some tokens."""
+        return self.recompute_fraction > 0
 
     def end_forward(self, failed: bool) -> None:
         """Finish the forward (called by the model's hook)."""

@@ -6,11 +6,13 @@ hooks that tell which cache a forward runs with and what each attention module's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from headrace.hf.attention import set_target
@@ -21,9 +23,20 @@ from headrace.model.projection import LayerProjection, find_projection
 from headrace.model.rotary import RotaryTable, rotary_modules
 from headrace.runtime.attention import Scoring
 
+DecodeLayer = Callable[[int, Tensor, Tensor, Tensor, Scoring], Tensor]
+"""(layer, query, key, value, scoring) to the attention output ``[B, 1, heads, D]``."""
+
 
 class ForwardCache(Protocol):
     """A cache that a model's forward runs with."""
+
+    @property
+    def needs_activations(self) -> bool:
+        """Whether ``attend_layer`` needs X."""
+
+    @property
+    def decode(self) -> DecodeLayer | None:
+        """What attends instead of ``attend_layer`` in the forward that has begun, if it may."""
 
     def begin_forward(self, attachment: Attachment, inputs: dict[str, Any]) -> None:
         """Prepare for a forward with these arguments of the model that is attached so."""
@@ -31,7 +44,7 @@ class ForwardCache(Protocol):
     def attend_layer(
         self,
         layer: int,
-        activations: Tensor,
+        activations: Tensor | None,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -76,8 +89,10 @@ class Attachment:
         self._switch = AttentionSwitch(model)
         self._layer_of = {layer.module: index for index, layer in enumerate(self.layers)}
         self._cache: ForwardCache | None = None
+        self._decode: DecodeLayer | None = None
         self._inputs: dict[nn.Module, Tensor] = {}
         self._hooks: list[Any] = []
+        self._input_hooks: list[Any] = []
 
     def open(self) -> None:
         """Put the hooks in place, and the weights of keys and values side by side."""
@@ -87,7 +102,6 @@ class Attachment:
             model.register_forward_hook(self._end, always_call=True),
         ]
         for module in self._layer_of:
-            self._hooks.append(module.register_forward_pre_hook(self._note_input, with_kwargs=True))
             set_target(module, self)
         for number, projection in enumerate(self.projections):
             if isinstance(projection, LayerProjection):
@@ -119,6 +133,7 @@ class Attachment:
     def close(self) -> None:
         """Leave the model as it was."""
         self._switch.off()
+        self._note_inputs(False)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -149,6 +164,9 @@ class Attachment:
             cache.end_forward(failed=True)
             raise
         self._cache = cache
+        # Ours are no part of a graph; who runs the model with one goes the longer way.
+        self._decode = None if torch.is_grad_enabled() else cache.decode
+        self._note_inputs(cache.needs_activations)
         self._switch.on()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -157,10 +175,22 @@ class Attachment:
     def _finish(self, failed: bool) -> None:
         """End the forward that is under way, if one is."""
         if self._cache is not None:
-            cache, self._cache = self._cache, None
+            cache, self._cache, self._decode = self._cache, None, None
             self._inputs.clear()
             self._switch.off()
             cache.end_forward(failed)
+
+    def _note_inputs(self, wanted: bool) -> None:
+        """Have the attention modules' inputs noted, or no longer: hooks slow every call down."""
+        if wanted and not self._input_hooks:
+            self._input_hooks = [
+                module.register_forward_pre_hook(self._note_input, with_kwargs=True)
+                for module in self._layer_of
+            ]
+        elif not wanted and self._input_hooks:
+            for hook in self._input_hooks:
+                hook.remove()
+            self._input_hooks = []
 
     def _note_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._cache is not None:
@@ -170,11 +200,12 @@ class Attachment:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
     ) -> Tensor:
         """Hand a module's attention to the cache that the forward runs with."""
+        layer = self._layer_of[module]
+        if self._decode is not None:
+            return self._decode(layer, query, key, value, scoring)
         assert self._cache is not None
-        activations = self._inputs.pop(module)
-        return self._cache.attend_layer(
-            self._layer_of[module], activations, query, key, value, scoring
-        )
+        activations = self._inputs.pop(module, None)
+        return self._cache.attend_layer(layer, activations, query, key, value, scoring)
 
 
 _attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()

@@ -6,6 +6,7 @@ forward runs with a cache of ours; see ``headrace.hf.attachment``.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -77,8 +78,10 @@ def attention_forward(
             f"attention dropout is {dropout}; headrace is for inference: call model.eval()"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    scoring = Scoring(scale, softcap, sliding_window)
-    return target.attend(module, query, key, value, scoring), None
+    return target.attend(module, query, key, value, _scoring(scale, softcap, sliding_window)), None
+
+
+_scoring = cache(Scoring)
 
 
 def attention_mask(*args: Any, **kwargs: Any) -> None:

@@ -15,13 +15,13 @@ from torch import Tensor
 from headrace.runtime.attention import (
     Partial,
     Scoring,
-    attend,
     attend_causal,
     group_queries,
     visibility,
 )
+from headrace.runtime.flat_decode import DecodeStep
 from headrace.runtime.lanes import Backend
-from headrace.runtime.prompt import attend_prompt
+from headrace.runtime.prompt import attend_prompt, fast_kernels
 from headrace.runtime.store import LayerWidths
 from headrace.runtime.tail import select_rows
 
@@ -63,9 +63,8 @@ class FlatCache:
         self._values = {layer: buffer(width) for layer, width in widths.items()}
         self._rows = slice(0, rows)
         self._length = 0
-        self._visible: Tensor | None = None
         self._query_index = self._key_index = torch.empty(0, dtype=torch.int64)
-        self._place: Tensor | int = 0
+        self._step: DecodeStep | None = None
         self._written: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -95,6 +94,8 @@ class FlatCache:
     ) -> None:
         """Prepare the places of a step's new tokens, and who sees what.
 
+        ``begin_decode`` does so for a step of one input a row.
+
         Args:
             token_Bq: int64, on the device; the number of each input in its row, -1 for padding.
             new: the indices of each row's inputs that are tokens.
@@ -102,15 +103,13 @@ class FlatCache:
             hidden: tokens of each row that nobody sees.
             rows: the rows that take part.
         """
+        if token_Bq.shape[1] == 1:
+            self.begin_decode(new, first_tokens, hidden, rows)
+            return
         self._rows = slice(rows.start, rows.stop)
         ends = [first + len(some) for first, some in zip(first_tokens, new, strict=True)]
         self._length = max(ends)
-        q_len = token_Bq.shape[1]
-        # A row without a new token writes to the place after its last one, which nobody sees.
-        self.reserve(max(first_tokens) + q_len)
-        if q_len == 1:
-            self._begin_single(first_tokens, ends, hidden)
-            return
+        self.reserve(max(first_tokens) + token_Bq.shape[1])
         place = [(row, index) for row, indices in enumerate(new) for index in indices]
         of_row, of_input = torch.tensor(place, dtype=torch.int64).to(token_Bq.device).unbind(1)
         self._written = of_row, of_input, token_Bq[of_row, of_input]
@@ -121,23 +120,26 @@ class FlatCache:
                 self._key_index[row, list(tokens)] = -1
         self._key_index = self._key_index.to(token_Bq.device, non_blocking=True)
 
-    def _begin_single(
-        self, first_tokens: Sequence[int], ends: Sequence[int], hidden: Sequence[set[int]]
+    def begin_decode(
+        self,
+        new: Sequence[Sequence[int]],
+        first_tokens: Sequence[int],
+        hidden: Sequence[set[int]],
+        rows: range,
     ) -> None:
-        alike = len(set(first_tokens)) == 1
-        self._place = first_tokens[0] if alike else self._on_device(first_tokens).view(-1, 1, 1, 1)
-        self._visible = None
-        if len(set(ends)) > 1 or any(hidden):
-            seen = torch.arange(self._length) < torch.tensor(ends)[:, None]
-            for row, tokens in enumerate(hidden):
-                if tokens:
-                    seen[row, list(tokens)] = False
-            # A row without any token sees the first place, for the same reason.
-            seen[:, 0] |= ~seen.any(dim=1)
-            self._visible = seen.to(self._backend.device, non_blocking=True)[:, None, None]
-
-    def _on_device(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._backend.device, non_blocking=True)
+        """Prepare a step of one input a row, as ``begin_step`` does."""
+        ends = [first + len(some) for first, some in zip(first_tokens, new, strict=True)]
+        # A row without a new token writes to the place after its last one, which nobody sees.
+        self.reserve(max(first_tokens) + 1)
+        self._step = DecodeStep(
+            rows,
+            first_tokens,
+            ends,
+            hidden,
+            self._places,
+            self._backend.device,
+            self._workspace_bytes,
+        )
 
     def attend(
         self,
@@ -161,28 +163,55 @@ class FlatCache:
         Returns:
             The output ``[B, H, G, D]``, or what becomes it when it is normalised.
         """
+        if query.shape[2] == 1:
+            return group_queries(
+                self.decode(layer, query, key, value, scoring).transpose(1, 2), key.shape[1]
+            )
         keys, values = self._keys[layer][self._rows], self._values[layer][self._rows]
-        self._write(keys, values, key, value)
-        grouped = group_queries(query, key.shape[1])
+        assert self._written is not None
+        rows, inputs, places = self._written
+        for kept, new in ((keys, key), (values, value)):
+            kept[rows, :, places] = new[rows, :, inputs]
         if spans is not None and scoring.softcap is None:
             output = attend_prompt(query, key, value, scoring.scale, spans)
             return group_queries(output, key.shape[1])
         keys, values = keys[:, :, : self._length], values[:, :, : self._length]
-        if scoring.softcap is not None:
-            return self._attend_capped(grouped, keys, values, scoring, query.shape[2])
-        if query.shape[2] > 1:
+        if scoring.softcap is None:
             return self._attend_pieces(query, keys, values, scoring)
-        return F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=self._visible, scale=scoring.scale
-        )
-
-    def _attend_capped(
-        self, grouped: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, q_len: int
-    ) -> Partial:
-        if q_len == 1:
-            return attend(grouped, keys, values, scoring, self._visible)
         index = self._query_index, self._key_index
+        grouped = group_queries(query, key.shape[1])
         return attend_causal(grouped, keys, values, scoring, *index, self._workspace_bytes)
+
+    def decode(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
+        """Keep one new token a row, and attend to its row.
+
+        Args:
+            layer: which layer.
+            query: ``[B, heads, 1, D]``.
+            key: new keys ``[B, H, 1, D]``.
+            value: new values ``[B, H, 1, D]``.
+            scoring: scale and soft cap.
+
+        Returns:
+            The output ``[B, 1, heads, D]``.
+        """
+        assert self._step is not None
+        keys, values, place = self._keys[layer], self._values[layer], self._step.place
+        rows, heads, _, width = query.shape
+        new_keys, new_values = keys, values
+        if rows != len(keys):
+            new_keys, new_values = keys[self._step.rows], values[self._step.rows]
+        if isinstance(place, int):
+            new_keys.narrow(2, place, 1).copy_(key)
+            new_values.narrow(2, place, 1).copy_(value)
+        else:
+            new_keys.scatter_(2, place.expand(key.shape), key)
+            new_values.scatter_(2, place.expand(value.shape), value)
+        grouped = query.reshape(rows, key.shape[1], -1, width)
+        output = self._step.attend(grouped, keys, values, scoring)
+        return output.reshape(rows, 1, heads, width)
 
     def _attend_pieces(
         self, query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
@@ -197,27 +226,17 @@ class FlatCache:
             some = slice(start, start + at_once)
             # Padding sees the first token, for who sees nothing has no output.
             seen = visibility(self._query_index[:, some].clamp_min(0), self._key_index, None)
-            output = F.scaled_dot_product_attention(
-                group_queries(query[:, :, some], kv_heads),
-                keys,
-                values,
-                attn_mask=seen[:, None].repeat(1, 1, group, 1),
-                scale=scoring.scale,
-            )
+            with fast_kernels(query):
+                output = F.scaled_dot_product_attention(
+                    group_queries(query[:, :, some], kv_heads),
+                    keys,
+                    values,
+                    attn_mask=seen[:, None].repeat(1, 1, group, 1),
+                    scale=scoring.scale,
+                )
             pieces.append(output.unflatten(2, (group, -1)))
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=3)
         return whole.flatten(2, 3)
-
-    def _write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
-        for kept, new in ((keys, key), (values, value)):
-            if new.shape[2] > 1:
-                assert self._written is not None
-                rows, inputs, places = self._written
-                kept[rows, :, places] = new[rows, :, inputs]
-            elif isinstance(self._place, int):
-                kept[:, :, self._place : self._place + 1] = new
-            else:
-                kept.scatter_(2, self._place.expand(-1, new.shape[1], -1, new.shape[3]), new)
 
     def select(self, sources: Sequence[int]) -> None:
         """Let row i become what row ``sources[i]`` was."""

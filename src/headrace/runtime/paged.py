@@ -135,6 +135,9 @@ class PagedCache:
             () if weights is None else weights.layer_bytes,
         )
         self._now: Step | None = None
+        self.decodes_flat = False
+        """Whether the step under way is one that ``decode_flat`` serves."""
+        self._takes_flat = self._flat is not None and not self._windows and weights is None
         self._decoded: Program | None = None
         try:
             self._grow(self._layout.pages_expected(prompt_len, new_tokens))
@@ -220,6 +223,9 @@ class PagedCache:
                 same.
         """
         rows = range(self.rows) if rows is None else rows
+        if q_len == 1 and self._attends_flat:
+            self._begin_flat(new, first_column, rows)
+            return
         some = self._layout.of(rows)
         fresh = not any(row.length for row in some)
         tails = self._noted_tokens(rows)
@@ -243,6 +249,20 @@ class PagedCache:
         self._conveyor.begin_step(
             program, self._programs.program(after, 1, self._noted_tokens(after))
         )
+
+    @property
+    def _attends_flat(self) -> bool:
+        """Whether decoding takes nothing but the layers' own buffers: no lane, no program."""
+        return self._takes_flat and not self.recorder.enabled
+
+    def _begin_flat(
+        self, new: Sequence[Sequence[int]], first_column: int | Sequence[int], rows: range
+    ) -> None:
+        moves = self._layout.append(new, first_column, rows)
+        hidden = [row.hidden for row in self._layout.of(rows)]
+        assert self._flat is not None
+        self._flat.begin_decode(moves.new, moves.first_token, hidden, rows)
+        self.decodes_flat = True
 
     def _noted_tokens(self, rows: range) -> int:
         """Return ``_device_tokens`` for a program that is recorded, and 0 for any other.
@@ -288,18 +308,31 @@ class PagedCache:
         Returns:
             The output ``[B, q, heads, D]``.
         """
+        if self.decodes_flat:
+            return self.decode_flat(layer, query, key, value, scoring)
         assert self._now is not None
         q_len = query.shape[2]
         work = self._works.work(layer, activations, query, key, value, scoring, self._now)
         return ungroup_output(self._conveyor.run_layer(layer, work), q_len)
 
+    def decode_flat(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
+        """Do what ``attend`` does, in a step that ``decodes_flat``."""
+        assert self._flat is not None
+        return self._flat.decode(layer, query, key, value, scoring)
+
     def end_step(self) -> None:
         """Say that the model's forward has ended."""
+        if self.decodes_flat:
+            self.decodes_flat = False
+            return
         self._conveyor.end_step()
         self._now = None
 
     def abandon_step(self) -> None:
         """Say that the model's forward has failed half-way."""
+        self.decodes_flat = False
         self._conveyor.leave_weights()
 
     def _note_store(self, layer: int, kind: PageKind, event: Event, size_bytes: int) -> None:

@@ -6,10 +6,12 @@ Shape suffixes: B rows, q inputs of the step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def row_spans(new: Sequence[Sequence[int]]) -> dict[tuple[int, int], list[int]] | None:
@@ -46,6 +48,28 @@ def attend_prompt(
     Returns:
         The output ``[B, heads, q, D]``; 0 for padding.
     """
+    with fast_kernels(query):
+        return _attend_spans(query, key, value, scale, spans)
+
+
+def fast_kernels(query: Tensor) -> AbstractContextManager[None]:
+    """Let torch choose among its own kernels alone.
+
+    Those of cuDNN take a millisecond of the host to set up for every new length.
+    """
+    return sdpa_kernel(_KERNELS) if query.is_cuda else nullcontext()
+
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def _attend_spans(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    spans: dict[tuple[int, int], list[int]],
+) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     whole = (0, query.shape[2])
     if list(spans) == [whole] and len(spans[whole]) == query.shape[0]:

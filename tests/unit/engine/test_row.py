@@ -22,12 +22,13 @@ def llm(demo):
 def test_a_row_keeps_text_tokens_and_logprobs(demo):
     (first,) = demo.tokenizer("return")["input_ids"]
     row = Row(demo.tokenizer, SamplingParams(max_tokens=2, logprobs=1), [5], {0})
-    assert row.take(Choice(first, -0.5, ((7, -0.25),))) == "return"
-    assert not row.finished
-    assert row.take(Choice(0, -1.0, ((0, -1.0),))) == ""
+    row.take(Choice(first, -0.5, ((7, -0.25),)))
+    assert (row.news(), row.finished) == ("return", False)
+    row.take(Choice(0, -1.0, ((0, -1.0),)))
     assert row.finished
     # The tokens of a static batch go on coming when a row has ended.
-    assert row.take(Choice(9, -3.0, ())) == ""
+    row.take(Choice(9, -3.0, ()))
+    assert row.news() == ""
     made = row.output(4)
     assert (made.index, made.text, made.token_ids, made.finish_reason) == (
         4,

@@ -30,6 +30,18 @@ def row_text(ends=(END,), **settings):
     return RowText(TOKENIZER, SamplingParams(**settings), ends)
 
 
+def take(row, token):
+    """Add a token; return the text that may be shown now."""
+    row.take(token)
+    return row.news()
+
+
+def finish(row, reason):
+    """End a row; return the text that was held back."""
+    row.finish(reason)
+    return row.news()
+
+
 def expected_row(tokens, params, ends):
     """Return text, tokens and reason by decoding everything after every token."""
     ends = {*params.stop_token_ids, *(() if params.ignore_eos else ends)}
@@ -70,12 +82,32 @@ def test_pieces_add_up_to_the_text_of_all_tokens_decoded_at_once(
     row = RowText(TOKENIZER, params, (END,))
     shown = ""
     for token in tokens:
-        shown += row.take(token)
+        shown += take(row, token)
         assert shown == row.text
-    shown += row.finish("cancelled")
+    shown += finish(row, "cancelled")
     text, taken, reason = expected_row(tokens, params, (END,))
     assert (shown, row.text) == (text, text)
     assert (row.token_ids, row.finish_reason) == (tuple(taken), reason)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    tokens=sequences,
+    stop=st.text("ab(:", max_size=2),
+    asked=st.lists(st.booleans(), min_size=60, max_size=60),
+)
+def test_the_text_is_the_same_however_often_it_is_asked_for(tokens, stop, asked):
+    params = SamplingParams(stop=(stop,) if stop else (), max_tokens=60)
+    row, other = (RowText(TOKENIZER, params, (END,)) for _ in range(2))
+    shown = ""
+    for token, ask in zip(tokens, asked, strict=False):
+        row.take(token)
+        other.take(token)
+        shown += row.news() if ask else ""
+    shown += finish(row, "cancelled")
+    other.finish("cancelled")
+    assert row.text == other.text == other.news() == shown
+    assert (row.token_ids, row.finish_reason) == (other.token_ids, other.finish_reason)
 
 
 @settings(max_examples=100, deadline=None)
@@ -104,9 +136,9 @@ def test_the_first_tokens_complete_no_stop_string(tokens, stop, least):
 def test_an_end_token_is_among_the_tokens_but_not_in_the_text():
     row = row_text()
     word, *_ = tokens_of("return")
-    assert row.take(word) == "return"
+    assert take(row, word) == "return"
     assert (row.finished, row.finish_reason) == (False, None)
-    assert row.take(END) == ""
+    assert take(row, END) == ""
     assert (row.finished, row.finish_reason, row.text) == (True, "stop", "return")
     assert row.token_ids == (word, END)
 
@@ -114,7 +146,7 @@ def test_an_end_token_is_among_the_tokens_but_not_in_the_text():
 def test_stop_tokens_are_cut_alike_even_where_the_end_is_ignored():
     first, second = tokens_of("return self")
     row = row_text(stop_token_ids=(second,), ignore_eos=True)
-    shown = [row.take(token) for token in (END, first, second)]
+    shown = [take(row, token) for token in (END, first, second)]
     assert shown == ["<|endoftext|>", "return", ""]
     assert (row.finish_reason, row.token_ids) == ("stop", (END, first, second))
 
@@ -131,7 +163,7 @@ def test_the_first_tokens_do_not_end_the_row():
 def test_a_finished_row_takes_no_more():
     row = row_text(max_tokens=1)
     row.take(5)
-    assert (row.take(6), row.finish("cancelled")) == ("", "")
+    assert (take(row, 6), finish(row, "cancelled")) == (TOKENIZER.decode([5]), "")
     assert (row.token_ids, row.finish_reason) == ((5,), "length")
 
 
@@ -139,16 +171,16 @@ def test_a_finished_row_takes_no_more():
 def test_a_row_that_is_ended_gives_what_it_held_back(reason):
     tokens = tokens_of("x = 1\n# th")
     row = row_text(stop=("# the end",))
-    shown = "".join(row.take(token) for token in tokens)
+    shown = "".join(take(row, token) for token in tokens)
     assert shown == "x = 1\n"
-    assert row.finish(reason) == "# th"
+    assert finish(row, reason) == "# th"
     assert (row.text, row.finish_reason) == ("x = 1\n# th", reason)
 
 
 def test_an_unfinished_character_is_shown_when_the_row_ends_only():
     *begun, _ = tokens_of("€")
     row = row_text(max_tokens=len(begun))
-    shown = [row.take(token) for token in begun]
+    shown = [take(row, token) for token in begun]
     assert shown[:-1] == [""] * (len(begun) - 1)
     assert shown[-1] == row.text == TOKENIZER.decode(begun) == "\ufffd"
 
@@ -158,11 +190,11 @@ def test_a_stop_string_counts_in_text_that_was_held_back_to_the_end():
     row = row_text(stop=("\ufffd",))
     for token in begun:
         row.take(token)
-    assert row.finish("cancelled") == ""
+    assert finish(row, "cancelled") == ""
     assert (row.text, row.finish_reason) == ("", "stop")
 
 
 def test_a_row_that_is_ended_at_once_is_empty():
     row = row_text()
-    assert row.finish("cancelled") == ""
+    assert finish(row, "cancelled") == ""
     assert (row.text, row.token_ids, row.finish_reason) == ("", (), "cancelled")
