@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from headrace.errors import (
     ModelError,
 )
 from headrace.hardware.profile import HardwareProfile
+from headrace.hf.attachment import attach, detach
 from headrace.hf.observe import text_config
 from headrace.hf.planning import CacheOptions
 from headrace.plan.plan import Plan
@@ -112,6 +114,9 @@ class LLM:
         self._tracing = False
         self._timelines: tuple[Timeline, ...] = ()
         self._new_batcher().close()
+        # What was found out about the model, by running it, serves every call.
+        attach(self.model)
+        weakref.finalize(self, detach, self.model)
 
     def trace(self, enabled: bool = True) -> None:
         """Record what runs when in the calls that follow, from the first decode step on."""

@@ -187,7 +187,7 @@ class RowsCache(AttachedCache):
         self._forward = _Forward(rows, new, first, next_rows)
         ids = [[0] * count + list(some) for count, some in zip(padding, tokens, strict=True)]
         positions = torch.tensor(first)[:, None] + torch.arange(longest)
-        with torch.no_grad(), memory_errors():
+        with torch.inference_mode(), memory_errors():
             output = self._model(
                 input_ids=torch.tensor(ids).to(self._device),
                 position_ids=positions.clamp_min(0).to(self._device),
