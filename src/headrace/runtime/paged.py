@@ -27,6 +27,7 @@ from headrace.runtime.host_pages import StoreKernel, row_entries
 from headrace.runtime.lanes import Backend, Event
 from headrace.runtime.layer_work import WorkMaker
 from headrace.runtime.layout import Layout
+from headrace.runtime.loader import Loader
 from headrace.runtime.moves import StepIndex, index_moves
 from headrace.runtime.pages import HOST_KINDS, Page, PageKind, Row
 from headrace.runtime.programs import ProgramMaker
@@ -105,18 +106,25 @@ class PagedCache:
         """Why the host attends without the native kernel, if it does."""
         if settings.host_share > 0:
             self._open_host()
-        self._conveyor = Conveyor(
+        self._loader = Loader(
             backend,
             self._store,
             self._ring,
             widths,
-            self._block,
+            self._writer.last_store,
+            self.recorder,
+            weights,
+        )
+        self._conveyor = Conveyor(
+            backend,
+            self._loader,
+            self._store,
+            widths,
             rebuild,
             self._writer.last_store,
             self.recorder,
             settings.workspace_bytes,
             self._host,
-            weights,
         )
         self._promoter = Promoter(
             backend,
@@ -300,7 +308,7 @@ class PagedCache:
 
     def abandon_step(self) -> None:
         """Say that the model's forward has failed half-way."""
-        self._conveyor.leave_weights()
+        self._loader.leave_weights()
 
     def _note_store(self, layer: int, kind: PageKind, event: Event, size_bytes: int) -> None:
         lane = Lane.STORE_KV if kind is PageKind.KV else Lane.STORE_ACTIVATIONS
@@ -396,7 +404,7 @@ class PagedCache:
         if count <= 0:
             return 0
         self._grow({PageKind.RESIDENT: count})
-        self._conveyor.reset()
+        self._loader.reset()
         for layer, lane, event, size_bytes in self._promoter.bring(
             self._layout.promote(rows, count)
         ):
@@ -443,7 +451,7 @@ class PagedCache:
 
     def drain(self) -> None:
         """Wait for everything that is under way, and throw away what was loaded ahead."""
-        self._conveyor.reset()
+        self._loader.reset()
         self._backend.synchronize()
 
     def release(self) -> None:
