@@ -8,17 +8,16 @@ Shape suffixes: B rows, H key/value heads, q inputs of the step, D head width, M
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.errors import MemoryBudgetError
 from headrace.plan.memory import STORE_SLOTS
 from headrace.plan.operations import Program
 from headrace.runtime.attention import Scoring, ungroup_output
+from headrace.runtime.capacity import Capacity
 from headrace.runtime.conveyor import Conveyor, Rebuild
 from headrace.runtime.flat import FlatCache
 from headrace.runtime.host_entries import RowEntries
@@ -42,7 +41,6 @@ from headrace.runtime.weights import StreamedWeights
 from headrace.runtime.window import WindowCache
 from headrace.runtime.writer import Writer
 from headrace.timeline import Lane
-from headrace.units import format_bytes
 
 
 class PagedCache:
@@ -73,12 +71,13 @@ class PagedCache:
     ) -> None:
         self.recorder = Recorder()
         self._backend = backend
-        self._settings = settings
         self._block = settings.geometry.block_tokens
         widths = dict(settings.paged_widths)
         self._layout = Layout(self._block, settings.split, settings.resident_pages)
         self._layout.start(rows)
         self._store = PageStore(backend, widths, settings.dtype, self._block)
+        self.capacity = Capacity(self._layout.pools, self._store, settings)
+        """Its room for pages."""
         self._tail = Tail(backend, widths, rows, self._block, settings.dtype)
         self._windows = _make_windows(backend, settings, rows)
         self._flat: FlatCache | None = None
@@ -145,7 +144,7 @@ class PagedCache:
         self._now: Step | None = None
         self._decoded: Program | None = None
         try:
-            self._grow(self._layout.pages_expected(prompt_len, new_tokens))
+            self.capacity.reserve(self._layout.pages_expected(prompt_len, new_tokens))
         except BaseException:
             self.release()
             raise
@@ -328,57 +327,7 @@ class PagedCache:
         Raises:
             MemoryBudgetError: the host memory does not suffice; nothing has changed.
         """
-        self._grow(self._layout.pages_needed(new, rows))
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of keys and values, in all layers."""
-        return self._store.bytes_of(PageKind.KV)
-
-    @property
-    def host_limit_bytes(self) -> int | None:
-        """Host memory that the pools may take, or None."""
-        return self._settings.host_memory_bytes
-
-    def host_bytes_of(self, prompt_len: int, end: int, samples: int = 1) -> int:
-        """Return the host memory that rows which share a prompt take at most.
-
-        Args:
-            prompt_len: tokens of the prompt.
-            end: tokens of each row when it has ended.
-            samples: rows.
-        """
-        rebuilt = self._settings.split.recompute * prompt_len
-        pages = {
-            PageKind.ACTIVATIONS: math.ceil(rebuilt / self._block) + 1 if rebuilt else 0,
-            PageKind.KV: math.ceil((prompt_len - rebuilt) / self._block)
-            + samples * (math.ceil((end - prompt_len) / self._block) + 1),
-        }
-        return sum(self._store.bytes_of(kind, count) for kind, count in pages.items())
-
-    def _grow(self, pages: dict[PageKind, int]) -> None:
-        """Make sure that the pools have so many free pages."""
-        for kind, needed in pages.items():
-            pool = self._layout.pools[kind]
-            missing = needed - pool.free
-            if missing <= 0:
-                continue
-            added = max(missing, pool.capacity // 4)
-            if kind is PageKind.RESIDENT and self._settings.resident_pages is not None:
-                added = missing
-            limit = self._settings.host_memory_bytes
-            asked = self.host_bytes + self._store.bytes_of(kind, added)
-            if limit is not None and kind is not PageKind.RESIDENT and asked > limit:
-                added = missing
-                asked = self.host_bytes + self._store.bytes_of(kind, added)
-                if asked > limit:
-                    raise MemoryBudgetError(
-                        f"the cache needs {format_bytes(asked)} of host memory, but host_memory "
-                        f"allows, or the host has free, {format_bytes(limit)}; allow more, or use "
-                        "fewer rows or tokens"
-                    )
-            self._store.grow(kind, added)
-            pool.grow(pool.capacity + added)
+        self.capacity.reserve(self._layout.pages_needed(new, rows))
 
     @property
     def host_share(self) -> float:
@@ -403,7 +352,7 @@ class PagedCache:
         count = min(most, self._layout.promotable, len(on_host))
         if count <= 0:
             return 0
-        self._grow({PageKind.RESIDENT: count})
+        self.capacity.reserve({PageKind.RESIDENT: count})
         self._loader.reset()
         for layer, lane, event, size_bytes in self._promoter.bring(
             self._layout.promote(rows, count)
