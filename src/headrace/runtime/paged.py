@@ -29,6 +29,7 @@ from headrace.runtime.layout import Layout
 from headrace.runtime.loader import Loader
 from headrace.runtime.moves import StepIndex, index_moves
 from headrace.runtime.pages import HOST_KINDS, Page, PageKind, Row
+from headrace.runtime.placer import Placer
 from headrace.runtime.programs import ProgramMaker
 from headrace.runtime.promotion import Promoter
 from headrace.runtime.recorder import Recorder
@@ -75,6 +76,7 @@ class PagedCache:
         widths = dict(settings.paged_widths)
         self._layout = Layout(self._block, settings.split, settings.resident_pages)
         self._layout.start(rows)
+        self._placer = Placer(self._layout)
         self._store = PageStore(backend, widths, settings.dtype, self._block)
         self.capacity = Capacity(self._layout.pools, self._store, settings)
         """Its room for pages."""
@@ -144,7 +146,7 @@ class PagedCache:
         self._now: Step | None = None
         self._decoded: Program | None = None
         try:
-            self.capacity.reserve(self._layout.pages_expected(prompt_len, new_tokens))
+            self.capacity.reserve(self._placer.pages_expected(prompt_len, new_tokens))
         except BaseException:
             self.release()
             raise
@@ -233,7 +235,7 @@ class PagedCache:
         hidden = [hidden_places(row) for row in some]
         cut = self._programs.cut(rows, q_len)
         program = self._programs.program(rows, q_len, tails)
-        moves = self._layout.append(new, first_column, rows)
+        moves = self._placer.append(new, first_column, rows)
         if moves.fills:
             program = self._programs.program_with_stores(rows, q_len, tails, moves, cut)
         index = index_moves(
@@ -327,7 +329,7 @@ class PagedCache:
         Raises:
             MemoryBudgetError: the host memory does not suffice; nothing has changed.
         """
-        self.capacity.reserve(self._layout.pages_needed(new, rows))
+        self.capacity.reserve(self._placer.pages_needed(new, rows))
 
     @property
     def host_share(self) -> float:
