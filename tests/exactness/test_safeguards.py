@@ -124,7 +124,9 @@ def test_a_slot_that_is_given_back_before_it_has_been_read(monkeypatch):
 
     def early(self, operation, work, attention):
         if operation.load_number >= 0:
-            self._ring.release((self._current.base + operation.load_number) % self._ring.slots)
+            loader = self._loader
+            slot = (loader._current.base + operation.load_number) % loader._slots
+            loader._ring.release(slot)
         run(self, operation, work, attention)
 
     monkeypatch.setattr(Conveyor, "_run", early)

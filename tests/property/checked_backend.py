@@ -166,7 +166,7 @@ def watch_reads(monkeypatch):
         backend = self._backend
         read = operation.load_number >= 0 and operation.kind in (Kind.REBUILD, Kind.ATTEND)
         if read:
-            event = self._current.events[operation.load_number]
+            event = self._load_events[operation.load_number]
             waited = backend.log.waited_until
             assert event.made_at <= waited, "a slot is read before its load was waited for"
             assert event.job.done

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from headrace.plan.policies import Split
 from headrace.runtime.layout import Layout
 from headrace.runtime.pages import PageKind
+from headrace.runtime.placer import Placer
 
 BLOCK = 16
 
@@ -32,6 +33,7 @@ class Contents:
 
     def __init__(self, layout):
         self.layout = layout
+        self.placer = Placer(layout)
         self.names = [[] for _ in layout.rows]
         self.tails = [[] for _ in layout.rows]
         self.pages = {}
@@ -40,9 +42,9 @@ class Contents:
 
     def append(self, new, q_len):
         layout = self.layout
-        grow(layout, layout.pages_needed(new))
+        grow(layout, self.placer.pages_needed(new))
         capacity = {kind: pool.capacity for kind, pool in layout.pools.items()}
-        moves = layout.append(new, self.columns)
+        moves = self.placer.append(new, self.columns)
         assert capacity == {kind: pool.capacity for kind, pool in layout.pools.items()}
         self.sequences += 1
         given = [
@@ -156,6 +158,7 @@ def test_a_prompt_is_divided_as_the_split_says(split, lengths, chunk):
     """Up to half a block per row for X, and what the tail holds of the rest."""
     layout = Layout(BLOCK, split)
     layout.start(len(lengths))
+    placer = Placer(layout)
     longest = max(lengths)
     for start in range(0, longest, chunk):
         width = min(chunk, longest - start)
@@ -163,8 +166,8 @@ def test_a_prompt_is_divided_as_the_split_says(split, lengths, chunk):
             [index for index in range(width) if start + index >= longest - length]
             for length in lengths
         ]
-        grow(layout, layout.pages_needed(new))
-        layout.append(new, start)
+        grow(layout, placer.pages_needed(new))
+        placer.append(new, start)
     layout.check_integrity()
     for row, length in zip(layout.rows, lengths, strict=True):
         held = dict.fromkeys(PageKind, 0)
@@ -186,14 +189,15 @@ def test_what_is_expected_suffices_for_the_prompt_and_the_tokens_after_it(
     rows = data.draw(st.integers(1, 3))
     layout = Layout(BLOCK, split)
     layout.start(rows)
-    grow(layout, layout.pages_expected(prompt_len, new_tokens))
+    placer = Placer(layout)
+    grow(layout, placer.pages_expected(prompt_len, new_tokens))
     capacity = {kind: pool.capacity for kind, pool in layout.pools.items()}
     new = [list(range(data.draw(st.integers(0, prompt_len - 1)), prompt_len)) for _ in range(rows)]
-    layout.append(new, 0)
+    placer.append(new, 0)
     for step in range(new_tokens):
-        for kind, needed in layout.pages_needed([[0]] * rows).items():
+        for kind, needed in placer.pages_needed([[0]] * rows).items():
             assert needed <= layout.pools[kind].free
-        layout.append([[0]] * rows, prompt_len + step)
+        placer.append([[0]] * rows, prompt_len + step)
     assert capacity == {kind: pool.capacity for kind, pool in layout.pools.items()}
 
 
@@ -201,7 +205,7 @@ def test_memory_follows_the_split():
     """A token is kept in one way only, so the pools together are not larger than the cache."""
     layout = Layout(BLOCK, Split(recompute=0.75, stream=0.25))
     layout.start(2)
-    pages = layout.pages_expected(1600, 0)
+    pages = Placer(layout).pages_expected(1600, 0)
     assert 2 * 75 <= pages[PageKind.ACTIVATIONS] <= 2 * 77
     assert 2 * 25 <= pages[PageKind.KV] <= 2 * 27
     assert pages[PageKind.RESIDENT] == 0

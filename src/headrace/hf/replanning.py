@@ -79,7 +79,7 @@ class Replanning:
         share, then_s = self._replanner.hosted(
             len(rows), context, (on_device + coming) / total, left / total
         )
-        bring_s = coming * self._paged.page_bytes / self._replanner.profile.h2d_bytes_per_s
+        bring_s = coming * self._paged.capacity.page_bytes / self._replanner.profile.h2d_bytes_per_s
         if coming and self._pays(now_s, then_s, bring_s):
             self.promoted += self._paged.promote(rows, coming)
             self._paged.host_share = share

@@ -128,10 +128,7 @@ class RowsCache(AttachedCache):
             rows: of each, the tokens of its prompt, its tokens at the end, and how many rows share
                 the prompt.
         """
-        limit = self.paged.host_limit_bytes
-        if limit is None:
-            return True
-        return sum(self.paged.host_bytes_of(*row) for row in rows) <= limit
+        return self.paged.capacity.fits(rows)
 
     def add(self, rows: int) -> range:
         """Add empty rows behind the others; return their numbers."""

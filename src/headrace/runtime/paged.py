@@ -8,17 +8,16 @@ Shape suffixes: B rows, H key/value heads, q inputs of the step, D head width, M
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.errors import MemoryBudgetError
 from headrace.plan.memory import STORE_SLOTS
 from headrace.plan.operations import Program
 from headrace.runtime.attention import Scoring, ungroup_output
+from headrace.runtime.capacity import Capacity
 from headrace.runtime.conveyor import Conveyor, Rebuild
 from headrace.runtime.flat import FlatCache
 from headrace.runtime.host_entries import RowEntries
@@ -27,8 +26,10 @@ from headrace.runtime.host_pages import StoreKernel, row_entries
 from headrace.runtime.lanes import Backend, Event
 from headrace.runtime.layer_work import WorkMaker
 from headrace.runtime.layout import Layout
+from headrace.runtime.loader import Loader
 from headrace.runtime.moves import StepIndex, index_moves
 from headrace.runtime.pages import HOST_KINDS, Page, PageKind, Row
+from headrace.runtime.placer import Placer
 from headrace.runtime.programs import ProgramMaker
 from headrace.runtime.promotion import Promoter
 from headrace.runtime.recorder import Recorder
@@ -41,7 +42,6 @@ from headrace.runtime.weights import StreamedWeights
 from headrace.runtime.window import WindowCache
 from headrace.runtime.writer import Writer
 from headrace.timeline import Lane
-from headrace.units import format_bytes
 
 
 class PagedCache:
@@ -72,12 +72,14 @@ class PagedCache:
     ) -> None:
         self.recorder = Recorder()
         self._backend = backend
-        self._settings = settings
         self._block = settings.geometry.block_tokens
         widths = dict(settings.paged_widths)
         self._layout = Layout(self._block, settings.split, settings.resident_pages)
         self._layout.start(rows)
+        self._placer = Placer(self._layout)
         self._store = PageStore(backend, widths, settings.dtype, self._block)
+        self.capacity = Capacity(self._layout.pools, self._store, settings)
+        """Its room for pages."""
         self._tail = Tail(backend, widths, rows, self._block, settings.dtype)
         self._windows = _make_windows(backend, settings, rows)
         self._flat: FlatCache | None = None
@@ -105,18 +107,25 @@ class PagedCache:
         """Why the host attends without the native kernel, if it does."""
         if settings.host_share > 0:
             self._open_host()
-        self._conveyor = Conveyor(
+        self._loader = Loader(
             backend,
             self._store,
             self._ring,
             widths,
-            self._block,
+            self._writer.last_store,
+            self.recorder,
+            weights,
+        )
+        self._conveyor = Conveyor(
+            backend,
+            self._loader,
+            self._store,
+            widths,
             rebuild,
             self._writer.last_store,
             self.recorder,
             settings.workspace_bytes,
             self._host,
-            weights,
         )
         self._promoter = Promoter(
             backend,
@@ -140,7 +149,7 @@ class PagedCache:
         self._takes_flat = self._flat is not None and not self._windows and weights is None
         self._decoded: Program | None = None
         try:
-            self._grow(self._layout.pages_expected(prompt_len, new_tokens))
+            self.capacity.reserve(self._placer.pages_expected(prompt_len, new_tokens))
         except BaseException:
             self.release()
             raise
@@ -232,7 +241,7 @@ class PagedCache:
         hidden = [hidden_places(row) for row in some]
         cut = self._programs.cut(rows, q_len)
         program = self._programs.program(rows, q_len, tails)
-        moves = self._layout.append(new, first_column, rows)
+        moves = self._placer.append(new, first_column, rows)
         if moves.fills:
             program = self._programs.program_with_stores(rows, q_len, tails, moves, cut)
         index = index_moves(
@@ -258,7 +267,7 @@ class PagedCache:
     def _begin_flat(
         self, new: Sequence[Sequence[int]], first_column: int | Sequence[int], rows: range
     ) -> None:
-        moves = self._layout.append(new, first_column, rows)
+        moves = self._placer.append(new, first_column, rows)
         hidden = [row.hidden for row in self._layout.of(rows)]
         assert self._flat is not None
         self._flat.begin_decode(moves.new, moves.first_token, hidden, rows)
@@ -333,7 +342,7 @@ class PagedCache:
     def abandon_step(self) -> None:
         """Say that the model's forward has failed half-way."""
         self.decodes_flat = False
-        self._conveyor.leave_weights()
+        self._loader.leave_weights()
 
     def _note_store(self, layer: int, kind: PageKind, event: Event, size_bytes: int) -> None:
         lane = Lane.STORE_KV if kind is PageKind.KV else Lane.STORE_ACTIVATIONS
@@ -353,57 +362,7 @@ class PagedCache:
         Raises:
             MemoryBudgetError: the host memory does not suffice; nothing has changed.
         """
-        self._grow(self._layout.pages_needed(new, rows))
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of keys and values, in all layers."""
-        return self._store.bytes_of(PageKind.KV)
-
-    @property
-    def host_limit_bytes(self) -> int | None:
-        """Host memory that the pools may take, or None."""
-        return self._settings.host_memory_bytes
-
-    def host_bytes_of(self, prompt_len: int, end: int, samples: int = 1) -> int:
-        """Return the host memory that rows which share a prompt take at most.
-
-        Args:
-            prompt_len: tokens of the prompt.
-            end: tokens of each row when it has ended.
-            samples: rows.
-        """
-        rebuilt = self._settings.split.recompute * prompt_len
-        pages = {
-            PageKind.ACTIVATIONS: math.ceil(rebuilt / self._block) + 1 if rebuilt else 0,
-            PageKind.KV: math.ceil((prompt_len - rebuilt) / self._block)
-            + samples * (math.ceil((end - prompt_len) / self._block) + 1),
-        }
-        return sum(self._store.bytes_of(kind, count) for kind, count in pages.items())
-
-    def _grow(self, pages: dict[PageKind, int]) -> None:
-        """Make sure that the pools have so many free pages."""
-        for kind, needed in pages.items():
-            pool = self._layout.pools[kind]
-            missing = needed - pool.free
-            if missing <= 0:
-                continue
-            added = max(missing, pool.capacity // 4)
-            if kind is PageKind.RESIDENT and self._settings.resident_pages is not None:
-                added = missing
-            limit = self._settings.host_memory_bytes
-            asked = self.host_bytes + self._store.bytes_of(kind, added)
-            if limit is not None and kind is not PageKind.RESIDENT and asked > limit:
-                added = missing
-                asked = self.host_bytes + self._store.bytes_of(kind, added)
-                if asked > limit:
-                    raise MemoryBudgetError(
-                        f"the cache needs {format_bytes(asked)} of host memory, but host_memory "
-                        f"allows, or the host has free, {format_bytes(limit)}; allow more, or use "
-                        "fewer rows or tokens"
-                    )
-            self._store.grow(kind, added)
-            pool.grow(pool.capacity + added)
+        self.capacity.reserve(self._placer.pages_needed(new, rows))
 
     @property
     def host_share(self) -> float:
@@ -428,8 +387,8 @@ class PagedCache:
         count = min(most, self._layout.promotable, len(on_host))
         if count <= 0:
             return 0
-        self._grow({PageKind.RESIDENT: count})
-        self._conveyor.reset()
+        self.capacity.reserve({PageKind.RESIDENT: count})
+        self._loader.reset()
         for layer, lane, event, size_bytes in self._promoter.bring(
             self._layout.promote(rows, count)
         ):
@@ -476,7 +435,7 @@ class PagedCache:
 
     def drain(self) -> None:
         """Wait for everything that is under way, and throw away what was loaded ahead."""
-        self._conveyor.reset()
+        self._loader.reset()
         self._backend.synchronize()
 
     def release(self) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
-from headrace.plan.operations import Kind
+from headrace.plan.operations import Kind, Program
 from headrace.plan.schedule import GranuleSpec, build_program, order_granules
 from headrace.runtime.attention import EntryTable
-from headrace.runtime.conveyor import StepProgram
 from headrace.runtime.granules import Granule, cut_granules, layer_table
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.layout import Layout
@@ -32,6 +31,18 @@ _CUTS_KEPT = 8
 
 MOST_HOST_QUERIES = 16
 """Inputs of a step up to which the host attends: more are a prompt's, and all K/V travel for it."""
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """A program with the granules that its operations speak of, the same for each paged layer."""
+
+    program: Program
+    granules: Sequence[Granule]
+    table: EntryTable
+    """Of all granules' entries, see ``layer_table``."""
+    host: RowEntries | None = None
+    """What the host attends to in each paged layer."""
 
 
 @dataclass(frozen=True)

@@ -166,9 +166,9 @@ def test_host_memory_that_runs_out_changes_nothing():
 
 def test_a_ring_that_is_too_short_for_a_program_is_said(monkeypatch):
     model = make_model(Split(stream=1.0))
-    conveyor = model.cache._conveyor
-    monkeypatch.setattr(conveyor, "_pump", lambda: None)
-    conveyor.reset()
+    loader = model.cache._loader
+    monkeypatch.setattr(loader, "start_loads", lambda: None)
+    loader.reset()
     with pytest.raises(RuntimeError, match="staging slots are too few"):
         model.step(TOKEN)
 

@@ -8,6 +8,7 @@ from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.granules import cut_granules
 from headrace.runtime.layout import Layout
 from headrace.runtime.pages import PageKind
+from headrace.runtime.placer import Placer
 from headrace.runtime.store import LayerWidths, PageStore
 
 BLOCK = 16
@@ -68,10 +69,10 @@ def test_a_page_that_does_not_exist(store):
 def layout_of(lengths):
     layout = Layout(BLOCK, Split(stream=1.0))
     layout.start(len(lengths))
-    new = [list(range(length)) for length in lengths]
-    for kind, pages in layout.pages_needed(new).items():
+    placer, new = Placer(layout), [list(range(length)) for length in lengths]
+    for kind, pages in placer.pages_needed(new).items():
         layout.pools[kind].grow(pages)
-    layout.append(new, 0)
+    placer.append(new, 0)
     return layout
 
 
