@@ -13,7 +13,7 @@ from headrace.engine.calm import calm_collector
 from headrace.engine.completion import Completed, Request
 from headrace.engine.loading import LoadedModel, load_model
 from headrace.engine.prompts import check_tokens, encode_prompt, max_context
-from headrace.engine.request import RequestOutput, SamplingParams
+from headrace.engine.request import MAX_ROWS, RequestOutput, SamplingParams
 from headrace.engine.sample import Job
 from headrace.engine.stats import GenerationStats, Stopwatch, recorded
 from headrace.errors import (
@@ -28,9 +28,6 @@ from headrace.hf.observe import text_config
 from headrace.hf.planning import CacheOptions
 from headrace.plan.plan import Plan
 from headrace.timeline import Timeline
-
-MAX_ROWS = 64
-"""Most rows at once, unless said otherwise."""
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
