@@ -59,7 +59,7 @@ def test_a_machine_that_cannot_be_emulated_is_refused_before_torch(capsys):
     assert "h300" in error_of(capsys, ["profile", "--emulate", "h300"])
 
 
-@pytest.mark.parametrize("words", [["batch", "in", "out", "--model", "demo"]])
+@pytest.mark.parametrize("words", [["batch", "in", "out", "--model", "demo"], ["generate", "demo"]])
 def test_as_many_rows_run_at_once_as_in_python_and_the_help_says_so(capsys, words):
     default = inspect.signature(LLM).parameters["max_rows"].default
     assert build_parser(load_commands()).parse_args(words).max_rows == default
