@@ -6,7 +6,12 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from headrace.engine.request import CompletionOutput, SamplingParams, TokenLogprob
+from headrace.engine.request import (
+    CompletionOutput,
+    FinishReason,
+    SamplingParams,
+    TokenLogprob,
+)
 from headrace.engine.row_text import RowText
 from headrace.engine.sampling import Choice, RowSampler
 
@@ -37,6 +42,16 @@ class Row:
         """Whether the row has ended."""
         return self._text.finished
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it has ended; None if it has not."""
+        return self._text.finish_reason
+
+    @property
+    def newest_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """The newest token's, none before the first; or None if they were not asked for."""
+        return None if self._logprobs is None else tuple(self._logprobs[-1:])
+
     def take(self, choice: Choice) -> str:
         """Add a token, unless the row has ended; return the text that may be shown."""
         if self.finished:
@@ -46,9 +61,9 @@ class Row:
             self._logprobs.append(TokenLogprob(choice.token_id, choice.logprob, choice.top))
         return self._text.take(choice.token_id)
 
-    def cancel(self) -> None:
-        """End the row, unless it has ended."""
-        self._text.finish("cancelled")
+    def cancel(self) -> str:
+        """End the row, unless it has ended; return the text that was held back."""
+        return self._text.finish("cancelled")
 
     def output(self, index: int) -> CompletionOutput:
         """Return what was generated, as sample ``index``; a row under way counts as cancelled."""
