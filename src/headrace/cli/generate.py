@@ -27,7 +27,9 @@ POLICIES = ("auto", "resident", "stream", "kvpr", "recompute", "host")
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "generate", help="complete prompts", description="Complete prompts, all in one batch."
+        "generate",
+        help="complete prompts",
+        description="Complete prompts, up to --max-rows samples of them at once.",
     )
     add_model(parser)
     add_prompts(parser, required=True)

@@ -11,6 +11,7 @@ from headrace.plan.operations import Kind
 from headrace.runtime.cpu_lanes import CpuBackend
 
 MACHINE = "a100-40gb-pcie4"
+
 WAYS = [
     ("resident", None, {}),
     ("stream", None, {}),
@@ -23,6 +24,11 @@ WAYS = [
     ("kvpr", None, {"profile": MACHINE}),
     ("host", None, {"profile": MACHINE}),
 ]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_model("demo", device="cpu", dtype="float32")
 
 
 def fractions_of(cache):
@@ -58,6 +64,23 @@ def test_the_four_shares_are_those_of_a_step_and_sum_to_1(demo, policy, recomput
     for given, place in ((recompute, 2), (options.get("host_fraction"), 3)):
         if given is not None:
             assert fractions[place] == pytest.approx(given)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6])
+def test_a_mixture_has_shares_on_several_paths(demo, kept):
+    batch = make_batch((960, 960, 960, 960))
+    with host_cache(demo.model, "resident", None, profile=MACHINE) as cache, torch.no_grad():
+        demo.model(**batch.inputs, past_key_values=cache)
+        whole = cache.plan
+    budget = int(whole.gpu_bytes - (1 - kept) * whole.gpu_items["resident_kv"])
+    options = {"profile": MACHINE, "gpu_memory": budget}
+    with host_cache(demo.model, "auto", None, **options) as cache, torch.no_grad():
+        demo.model(**batch.inputs, past_key_values=cache)
+        fractions = fractions_of(cache)
+        tokens = tokens_by_path(cache.paged.decode_program())
+    assert sum(fractions) == pytest.approx(1.0, abs=1e-9)
+    assert 0.0 < fractions[0] < 1.0
+    assert [count / (4 * 960) for count in tokens] == pytest.approx(fractions, abs=0.07)
 
 
 def test_a_part_of_the_weights_is_streamed_and_the_stats_say_so():
