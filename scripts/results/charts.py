@@ -1,9 +1,11 @@
-"""Two pictures of the results: speed over ``stream``, and predicted against measured steps."""
+"""Pictures of the results: steps, speed over ``stream``, and predicted against measured steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, floor, log10
+from typing import Any
 
 from headrace.report.palette import LINES, LineStyle, marker_path
 from headrace.report.svg_parts import FONT, INK, LINE, SOFT, number, text_at
@@ -17,29 +19,78 @@ _BAR, _BETWEEN = 15, 16
 _SIDE, _EDGE = 420, 64
 
 
+@dataclass(frozen=True)
+class _Bar:
+    """A policy or a rival: how long its bar is, what is written behind it, and where a mark is."""
+
+    name: str
+    value: float
+    words: str
+    mark: float | None = None
+
+
+def step_chart(runs: Sequence[Run], title: str) -> str:
+    """Return bars of each run's steps, with a mark at the least that the rates allow."""
+    groups = [
+        (
+            run.name,
+            [
+                _Bar(name_of(one), one["step_s"], _step_words(one), one.get("bound_s"))
+                for one in run.every
+            ],
+        )
+        for run in runs
+    ]
+    words = "A step; the mark is its bound: the least that the rates allow for that policy's work"
+    return _bars(groups, title, words)
+
+
+def _step_words(one: dict[str, Any]) -> str:
+    beyond = ", beyond the memory budget" if one.get("within_budget") is False else ""
+    return written(one["step_s"], ".1 ms") + beyond
+
+
 def speed_chart(runs: Sequence[Run], title: str) -> str:
     """Return bars of each run's speed over ``stream``."""
-    shown = [run for run in runs if "stream" in run.steps and len(run.steps) > 1]
-    ratios = [run.steps["stream"] / step_s for run in shown for step_s in run.steps.values()]
-    scale = (_WIDTH - _LEFT - _RIGHT) / max([1.0, *ratios])
+    groups = []
+    for run in runs:
+        if "stream" in run.steps and len(run.steps) > 1:
+            ratios = {name: run.steps["stream"] / step_s for name, step_s in run.steps.items()}
+            bars = [_Bar(name, ratio, written(ratio, ".2 ×")) for name, ratio in ratios.items()]
+            groups.append((run.name, bars))
+    words = "How many times as fast as stream a step is, measured in the same run"
+    return _bars(groups, title, words, line=1.0)
+
+
+def _bars(
+    groups: Sequence[tuple[str, Sequence[_Bar]]], title: str, words: str, line: float | None = None
+) -> str:
+    """Return bars in groups, all to one scale, with a line through all of them or none."""
+    values = [value for _, bars in groups for bar in bars for value in (bar.value, bar.mark or 0.0)]
+    scale = (_WIDTH - _LEFT - _RIGHT) / (max([line or 0.0, *values]) or 1.0)
     parts, y = [], float(_TOP)
-    for run in shown:
-        parts.append(text_at(20, y + 11, run.name, weight=600))
-        for name, step_s in run.steps.items():
-            ratio = run.steps["stream"] / step_s
-            style = LINES.get(name, _OTHER)
+    for name, bars in groups:
+        parts.append(text_at(20, y + 11, name, weight=600))
+        for bar in bars:
+            style, end = LINES.get(bar.name.split(",")[0], _OTHER), bar.value * scale
             parts += [
-                text_at(_LEFT - 8, y + 27, name, fill=SOFT, anchor="end", size=11),
-                f'<rect x="{_LEFT}" y="{number(y + 17)}" width="{number(ratio * scale)}" '
+                text_at(_LEFT - 8, y + 27, bar.name, fill=SOFT, anchor="end", size=11),
+                f'<rect x="{_LEFT}" y="{number(y + 17)}" width="{number(end)}" '
                 f'height="{_BAR - 3}" fill="{style.light}"/>',
-                text_at(_LEFT + ratio * scale + 6, y + 27, written(ratio, ".2 ×"), size=11),
             ]
+            if bar.mark is not None:
+                at = f"M{number(_LEFT + bar.mark * scale)} {number(y + 16)}v{_BAR - 1}"
+                parts.append(f'<path d="{at}" stroke="#fff" stroke-width="4"/>')
+                parts.append(f'<path d="{at}" stroke="{INK}" stroke-width="2"/>')
+            behind = max(bar.value, bar.mark or 0.0) * scale
+            parts.append(text_at(_LEFT + behind + 6, y + 27, bar.words, size=11))
             y += _BAR
         y += 16 + _BETWEEN
-    at = number(_LEFT + scale)
-    across = f'<path d="M{at} {_TOP - 6}V{number(y - _BETWEEN)}" stroke="{SOFT}" {_DASHED}/>'
-    words = "How many times as fast as stream a step is, measured in the same run"
-    return _picture(_WIDTH, y, title, words, [across, *parts])
+    if line is not None:
+        at = number(_LEFT + line * scale)
+        across = f'<path d="M{at} {_TOP - 6}V{number(y - _BETWEEN)}" stroke="{SOFT}" {_DASHED}/>'
+        parts.insert(0, across)
+    return _picture(_WIDTH, y, title, words, parts)
 
 
 _DASHED = 'stroke-width="1" stroke-dasharray="3 3"'

@@ -10,7 +10,7 @@ from typing import Any
 
 from headrace.units import format_bytes, format_rate
 
-from .charts import prediction_chart, speed_chart
+from .charts import prediction_chart, speed_chart, step_chart
 from .figures import figures_in, written
 from .runs import EMULATED, MEASURED, Run, checks_of, newest, runs_of
 from .tables import audit_table, run_table, table
@@ -106,7 +106,7 @@ class Page:
     def _drawn(self, gpu: str, runs: Sequence[Run]) -> Iterator[str]:
         key = re.sub(r"\W+", "-", gpu.lower()).strip("-")
         words = f"{gpu}, measured"
-        for kind, draw in (("speed", speed_chart), ("predictions", prediction_chart)):
+        for kind, draw in _CHARTS.items():
             name = f"results-{key}-{kind}.svg"
             self.pictures[name] = draw(runs, words)
             yield f"![{words}: {_PICTURES[kind]}](img/{name})"
@@ -162,7 +162,9 @@ class Page:
         yield table(["file", "command", "", "on", "date"], rows) if rows else "None."
 
 
+_CHARTS = {"steps": step_chart, "speed": speed_chart, "predictions": prediction_chart}
 _PICTURES = {
+    "steps": "a step of every policy and rival, beside its bound",
     "speed": "speed over stream of every policy and rival",
     "predictions": "predicted against measured steps",
 }

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from headrace.engine.completion import Completed, Request
-    from headrace.engine.llm import LLM, StreamedText
+    from headrace.engine.llm import LLM
     from headrace.engine.request import SamplingParams
+    from headrace.engine.streaming import StreamedText, TextStream
     from headrace.errors import HeadraceError
     from headrace.hf.cache import HostCache
 
@@ -22,6 +23,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "StreamedText",
+    "TextStream",
     "__version__",
 ]
 
@@ -32,7 +34,8 @@ _HOME_OF = {
     "LLM": "headrace.engine.llm",
     "Request": "headrace.engine.completion",
     "SamplingParams": "headrace.engine.request",
-    "StreamedText": "headrace.engine.llm",
+    "StreamedText": "headrace.engine.streaming",
+    "TextStream": "headrace.engine.streaming",
 }
 
 try:

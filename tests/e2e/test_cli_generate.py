@@ -3,6 +3,8 @@ import json
 import pytest
 from tests.e2e.in_process import disturb_attention, run_here
 
+from headrace import LLM, SamplingParams
+from headrace.engine.loading import load_model
 from headrace.report.timeline_page import read_timeline_page
 
 EMULATED = "a100-40gb-pcie4"
@@ -34,6 +36,11 @@ def generated(headrace, files):
 def stored_profile(generated, cache, monkeypatch):
     """Commands in this process use the profile that was measured for the first one."""
     monkeypatch.setenv("HEADRACE_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_model("demo", device="cpu", dtype="float32")
 
 
 def test_standard_output_holds_the_documented_object(generated):
@@ -100,6 +107,76 @@ def test_sampling_repeats_with_its_seed(stored_profile, capsys):
     assert first != other
 
 
+SAMPLED = ("--max-tokens", 5, "--temperature", 1.2, "--seed", 3, "--n", 2, "--logprobs", 2)
+
+
+def test_samples_and_logprobs_are_those_of_python(stored_profile, capsys, demo):
+    words = ("--prompt", PROMPT, "--prompt", "import", *SAMPLED, "--policy", "stream", "--json")
+    outputs = json.loads(run_here(capsys, *HERE, *words).stdout)["outputs"]
+    params = SamplingParams(max_tokens=5, temperature=1.2, seed=3, n=2, logprobs=2)
+    expected = LLM(demo, policy="stream").generate([PROMPT, "import"], params)
+    for output, wanted in zip(outputs, expected, strict=True):
+        samples = output.pop("outputs")
+        assert output == {
+            "prompt": wanted.prompt,
+            "prompt_token_ids": list(wanted.prompt_token_ids),
+            "text": wanted.text,
+            "token_ids": list(wanted.token_ids),
+            "finish_reason": wanted.finish_reason,
+        }
+        for sample, one in zip(samples, wanted.outputs, strict=True):
+            logprobs = sample.pop("logprobs")
+            made = {name: getattr(one, name) for name in sample}
+            assert sample == made | {"token_ids": list(one.token_ids)}
+            assert sample.keys() == {"index", "text", "token_ids", "finish_reason"}
+            assert [token["token_id"] for token in logprobs] == sample["token_ids"]
+            for token, of_python in zip(logprobs, one.logprobs, strict=True):
+                assert token.keys() == {"token_id", "logprob", "top"}
+                assert token["logprob"] == pytest.approx(of_python.logprob, abs=1e-4)
+                assert [token_id for token_id, _ in token["top"]] == [
+                    token_id for token_id, _ in of_python.top
+                ]
+        assert [sample["index"] for sample in samples] == [0, 1]
+        assert samples[0]["token_ids"] != samples[1]["token_ids"]
+
+
+def test_without_logprobs_they_are_null(stored_profile, capsys):
+    words = ("--prompt", PROMPT, "--max-tokens", 2, "--json")
+    (output,) = json.loads(run_here(capsys, *HERE, *words).stdout)["outputs"]
+    (sample,) = output["outputs"]
+    assert (sample["text"], sample["logprobs"]) == (output["text"], None)
+
+
+def test_the_text_numbers_prompts_and_samples_and_shows_logprobs(stored_profile, capsys):
+    words = ("--prompt", PROMPT, "--prompt", "import", *SAMPLED)
+    done = run_here(capsys, *HERE, *words, "--json")
+    outputs = json.loads(done.stdout)["outputs"]
+    text = run_here(capsys, *HERE, *words).stdout
+    heads = [line for line in text.splitlines() if line.startswith("── ")]
+    assert heads == [
+        f"── {prompt}, sample {sample} of 2 ── "
+        f"({one['finish_reason']}, {len(one['token_ids'])} tokens)"
+        for prompt, output in enumerate(outputs, 1)
+        for sample, one in enumerate(output["outputs"], 1)
+    ]
+    parts = text.split("── 1, sample 2 of 2 ── ")[1].split("── 2,")[0]
+    second = outputs[0]["outputs"][1]
+    assert PROMPT + second["text"] in parts
+    rows = parts.partition("likeliest\n")[2].splitlines()[1:]
+    shown = [float(row.split()[0]) for row in rows if row]
+    assert shown == [round(token["logprob"], 3) for token in second["logprobs"]]
+
+
+def test_a_row_runs_at_a_time_and_the_text_is_the_same(stored_profile, capsys):
+    words = ("--prompt", PROMPT, "--prompt", "import", "--max-tokens", 4, "--policy", "stream")
+    alone, together = (
+        json.loads(run_here(capsys, *HERE, *words, *more, "--json").stdout)
+        for more in (("--max-rows", 1), ())
+    )
+    assert alone["outputs"] == together["outputs"]
+    assert alone["host_bytes"] < together["host_bytes"]
+
+
 def test_a_stop_string_ends_the_text(stored_profile, capsys):
     words = ("--prompt", PROMPT, "--max-tokens", 12, "--stop", "\n", "--json")
     (output,) = json.loads(run_here(capsys, *HERE, *words).stdout)["outputs"]
@@ -157,6 +234,14 @@ WITH_PROMPT = (*HERE, "--prompt", PROMPT)
         ((*HERE, "--prompt-file", "/"), ["'/'", "directory"]),
         ((*WITH_PROMPT, "--max-tokens", "0"), ["max_tokens is 0", "1 or more"]),
         ((*WITH_PROMPT, "--seed", "-1"), ["seed is -1"]),
+        ((*WITH_PROMPT, "--n", "0"), ["n is 0", "1 or more"]),
+        ((*WITH_PROMPT, "--n", "two"), ["--n", "'two'", "generate --help"]),
+        ((*WITH_PROMPT, "--n", "65"), ["--n is 65", "at most 64 rows", "raise --max-rows"]),
+        ((*WITH_PROMPT, "--n", "3", "--max-rows", "2"), ["--n is 3", "at most 2 rows"]),
+        ((*WITH_PROMPT, "--max-rows", "0"), ["--max-rows is 0", "1 or more"]),
+        ((*WITH_PROMPT, "--logprobs", "21"), ["logprobs is 21", "0 to 20"]),
+        ((*WITH_PROMPT, "--logprobs", "-1"), ["logprobs is -1", "0 to 20"]),
+        ((*WITH_PROMPT, "--logprobs", "all"), ["--logprobs", "'all'"]),
         ((*WITH_PROMPT, "--recompute-fraction", "7"), ["recompute_fraction is 7.0", "0 to 1"]),
         ((*WITH_PROMPT, "--gpu-memory", "much"), ["--gpu-memory is 'much'"]),
         ((*WITH_PROMPT, "--gpu-memory", "1MiB"), ["gpu_memory is 1.0 MiB", "does not fit"]),

@@ -37,6 +37,7 @@ def policy_json(one: PolicyMeasurement, stream_s: float | None) -> dict[str, Any
         "origin": one.origin.value,
         "recompute_fraction": one.recompute_fraction,
         "resident_fraction": one.resident_fraction,
+        "stream_fraction": one.stream_fraction,
         "host_fraction": one.host_fraction,
         "prefill_s": one.prefill_s,
         "step_s": one.step_s,

@@ -37,6 +37,7 @@ class PolicyMeasurement:
         origin: measured, or emulated when the link was slowed down on purpose.
         recompute_fraction: share of the prompts that is kept as X.
         resident_fraction: share of the prompts whose K/V stay on the device.
+        stream_fraction: share of the prompts whose K/V on the host are brought to the device.
         host_fraction: share of the prompts that the host's cores attend to.
         prefill_s: seconds to the first token.
         step_s: median seconds of a decode step.
@@ -61,6 +62,7 @@ class PolicyMeasurement:
     origin: Origin
     recompute_fraction: float
     resident_fraction: float
+    stream_fraction: float
     host_fraction: float
     prefill_s: float
     step_s: float
@@ -332,6 +334,7 @@ class PolicyRun:
             origin=cache.origin,
             recompute_fraction=cache.recompute_fraction,
             resident_fraction=cache.resident_fraction,
+            stream_fraction=cache.stream_fraction,
             host_fraction=cache.host_fraction,
             prefill_s=self._batch.forward_s[0],
             step_s=statistics.median(self._steps_s),

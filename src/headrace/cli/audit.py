@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     passed = all(result.passed for result in results)
     data = {
         "passed": passed,
-        "tolerance": generate.finite(expected.tolerance),
+        "tolerance": output.finite(expected.tolerance),
         "tolerance_from": expected.why,
         "results": [generate.audit_json(result) for result in results],
     }

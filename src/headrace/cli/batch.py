@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from headrace.engine.batch_input import BatchInput
     from headrace.engine.batch_run import BatchRun
 
-MAX_ROWS = 32
 WRITE_FAILED = 1
 _DESCRIPTION = (
     "Complete the requests of INPUT, in the format of OpenAI's batches: a JSON object a line with "
@@ -42,17 +41,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--policy", choices=generate.POLICIES, default="auto", help="default: auto")
     parser.add_argument(
-        "--max-rows",
-        type=int,
-        default=MAX_ROWS,
-        metavar="N",
-        help=f"rows at once; a request has one for each of its n choices (default: {MAX_ROWS})",
-    )
-    parser.add_argument(
         "--overwrite", action="store_true", help="drop what OUTPUT holds, and start over"
     )
     machine.add_device(parser)
     machine.add_memory(parser)
+    machine.add_max_rows(parser)
     machine.add_dtype(parser)
     output.add_options(parser)
 
@@ -88,8 +81,7 @@ def _check_options(args: argparse.Namespace) -> None:
     """Refuse options that are off before anything is read, written or loaded."""
     from headrace.hardware.catalog import machine as published
 
-    if args.max_rows < 1:
-        raise ConfigurationError(f"--max-rows is {args.max_rows}; allowed is 1 or more")
+    machine.max_rows(args)
     machine.gpu_memory_bytes(args)
     machine.host_memory_bytes(args)
     if args.emulate is not None:
@@ -118,7 +110,7 @@ def _complete(args: argparse.Namespace, work: BatchRun, progress: output.Progres
         gpu_memory=machine.gpu_memory_bytes(args),
         host_memory=machine.host_memory_bytes(args),
         profile=generate.profile_of(args, loaded, progress),
-        max_rows=args.max_rows,
+        max_rows=machine.max_rows(args),
     )
     reader = PromptReader(
         llm.tokenizer, max_context(llm.model), int(text_config(llm.model).vocab_size)

@@ -86,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
         **comparison_json(measured),
         "audit": {
             "passed": passed,
-            "tolerance": generate.finite(expected.tolerance),
+            "tolerance": output.finite(expected.tolerance),
             "tokens_identical": all(result.tokens_identical for result in audited),
-            "max_logit_error": generate.finite(max(result.max_logit_error for result in audited)),
+            "max_logit_error": output.finite(max(result.max_logit_error for result in audited)),
         },
         "timeline": str(page),
     }

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli import machine, output
-from headrace.units import format_bytes, format_seconds
+from headrace.cli.generate_text import generate_text, result_json
+from headrace.engine.param_checks import MOST_LOGPROBS
+from headrace.units import format_seconds
 
 if TYPE_CHECKING:
     from headrace.engine.audit import AuditResult
     from headrace.engine.llm import LLM
     from headrace.engine.loading import LoadedModel
-    from headrace.engine.request import RequestOutput
-    from headrace.engine.stats import GenerationStats
+    from headrace.engine.request import SamplingParams
     from headrace.hardware.profile import HardwareProfile
     from headrace.hf.planning import CacheOptions
 
@@ -27,18 +27,13 @@ POLICIES = ("auto", "resident", "stream", "kvpr", "recompute", "host")
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "generate", help="complete prompts", description="Complete prompts, all in one batch."
+        "generate",
+        help="complete prompts",
+        description="Complete prompts, up to --max-rows samples of them at once.",
     )
     add_model(parser)
     add_prompts(parser, required=True)
-    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
-    )
-    parser.add_argument("--top-p", type=float, default=1.0, help="default: 1")
-    parser.add_argument("--top-k", type=int, default=0, help="default: 0, all tokens")
-    parser.add_argument("--seed", type=int, help="of each prompt's random numbers")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it")
+    _add_sampling(parser)
     parser.add_argument("--policy", choices=POLICIES, default="auto", help="default: auto")
     parser.add_argument("--recompute-fraction", type=float, metavar="F", help="override the plan")
     parser.add_argument("--timeline", metavar="FILE.html", help="write a page of what ran when")
@@ -48,8 +43,35 @@ def add_parser(subparsers: Any) -> None:
     )
     machine.add_device(parser)
     machine.add_memory(parser)
+    machine.add_max_rows(parser)
     machine.add_dtype(parser)
     output.add_options(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the options that are fields of ``SamplingParams``."""
+    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="default: 1")
+    parser.add_argument("--top-k", type=int, default=0, help="default: 0, all tokens")
+    parser.add_argument("--seed", type=int, help="of each prompt's random numbers")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it")
+    parser.add_argument(
+        "--n",
+        type=int,
+        default=1,
+        metavar="N",
+        help="samples of each prompt; all alike at temperature 0 (default: 1)",
+    )
+    parser.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help=f"log-probabilities of each token and of the N likeliest, 0 to {MOST_LOGPROBS} "
+        "(default: none)",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -119,16 +141,8 @@ def _read_prompt(file: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from headrace.engine.llm import LLM
-    from headrace.engine.request import SamplingParams
 
-    params = SamplingParams(
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        seed=args.seed,
-        stop=tuple(args.stop),
-    )
+    params = _sampling_params(args)
     prompts = read_prompts(args)
     check_files(args, "timeline", "trace")
     with output.Progress(args) as progress:
@@ -141,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
             host_memory=machine.host_memory_bytes(args),
             profile=profile,
             recompute_fraction=args.recompute_fraction,
+            max_rows=machine.max_rows(args),
         )
         llm.trace(bool(args.timeline or args.trace))
         progress(f"completing {len(prompts)} prompts, policy {args.policy}")
@@ -151,8 +166,36 @@ def run(args: argparse.Namespace) -> int:
     data = result_json(outputs, llm.stats)
     if audited is not None:
         data["audit"] = audited
-    output.emit(args, data, _text(outputs, llm.stats, audited))
+    text = generate_text(outputs, llm.stats, audited, lambda token: llm.tokenizer.decode([token]))
+    output.emit(args, data, text)
     return 0 if audited is None or audited["passed"] else 1
+
+
+def _sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """Return how tokens are to be chosen.
+
+    Raises:
+        ConfigurationError: a value is not allowed.
+    """
+    from headrace.engine.request import SamplingParams
+    from headrace.errors import ConfigurationError
+
+    params = SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        stop=tuple(args.stop),
+        n=args.n,
+        logprobs=args.logprobs,
+    )
+    if params.n > machine.max_rows(args):
+        raise ConfigurationError(
+            f"--n is {params.n}, but at most {args.max_rows} rows run at once; lower --n, or raise "
+            "--max-rows"
+        )
+    return params
 
 
 def load(args: argparse.Namespace, progress: output.Progress) -> LoadedModel:
@@ -254,57 +297,9 @@ def _audit(
     return audit_json(found)
 
 
-def finite(value: float) -> float | None:
-    """Return a number, or None for one that JSON does not have."""
-    return value if math.isfinite(value) else None
-
-
 def audit_json(result: AuditResult) -> dict[str, Any]:
     """Return an audit's result as JSON has it: an error without limit is null."""
-    limits = {name: finite(getattr(result, name)) for name in ("max_logit_error", "tolerance")}
-    return {**asdict(result), **limits, "notes": list(result.notes)}
-
-
-def result_json(outputs: list[RequestOutput], stats: GenerationStats) -> dict[str, Any]:
-    """Return what was generated, and what it took, as JSON has it."""
-    return {
-        "outputs": [
-            {
-                "prompt": one.prompt,
-                "text": one.text,
-                "token_ids": list(one.token_ids),
-                "finish_reason": one.finish_reason,
-            }
-            for one in outputs
-        ],
-        **{**asdict(stats), "origin": stats.origin.value, "notes": list(stats.notes)},
+    limits = {
+        name: output.finite(getattr(result, name)) for name in ("max_logit_error", "tolerance")
     }
-
-
-def _text(
-    outputs: list[RequestOutput], stats: GenerationStats, audited: dict[str, Any] | None
-) -> str:
-    lines = []
-    for number, one in enumerate(outputs, 1):
-        lines += [f"── {number} ── ({one.finish_reason}, {len(one.token_ids)} tokens)"]
-        lines += [one.prompt[-200:] + one.text, ""]
-    predicted = stats.predicted_step_s
-    beside = "" if predicted is None else f", predicted {format_seconds(predicted)}"
-    lines.append(
-        f"policy {stats.policy}: a step takes {format_seconds(stats.step_s)} ({stats.origin.value})"
-        f"{beside}; {stats.tokens_per_s:.1f} tokens/s; the link brings "
-        f"{format_bytes(stats.link_bytes_per_step)} a step"
-    )
-    lines += [f"note: {note}" for note in stats.notes]
-    if audited is not None:
-        verdict = "passed" if audited["passed"] else "FAILED"
-        tokens = "identical" if audited["tokens_identical"] else "not all identical"
-        error, allowed = (
-            math.inf if audited[name] is None else audited[name]
-            for name in ("max_logit_error", "tolerance")
-        )
-        lines.append(
-            f"audit {verdict}: tokens {tokens} to the plain model's; logits differ by "
-            f"{error:.1e} of their range (allowed {allowed:.1e})"
-        )
-    return "\n".join(lines)
+    return {**asdict(result), **limits, "notes": list(result.notes)}

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from headrace.cli.output import Progress
+from headrace.engine.request import MAX_ROWS
 from headrace.errors import ConfigurationError
 from headrace.model.shape import DTYPE_BYTES
 from headrace.units import parse_bytes
@@ -52,6 +53,17 @@ def add_memory(parser: Options) -> None:
     )
 
 
+def add_max_rows(parser: Options) -> None:
+    """Add ``--max-rows``."""
+    parser.add_argument(
+        "--max-rows",
+        type=int,
+        default=MAX_ROWS,
+        metavar="N",
+        help=f"most rows at once; each sample of a prompt is one (default: {MAX_ROWS})",
+    )
+
+
 def add_dtype(parser: Options) -> None:
     """Add ``--dtype``."""
     parser.add_argument(
@@ -80,6 +92,17 @@ def host_memory_bytes(args: argparse.Namespace) -> int | None:
         ConfigurationError: it is not a size.
     """
     return _size(args.host_memory, "--host-memory")
+
+
+def max_rows(args: argparse.Namespace) -> int:
+    """Return what ``--max-rows`` says.
+
+    Raises:
+        ConfigurationError: it is below 1.
+    """
+    if args.max_rows < 1:
+        raise ConfigurationError(f"--max-rows is {args.max_rows}; allowed is 1 or more")
+    return int(args.max_rows)
 
 
 def _size(text: str | None, option: str) -> int | None:

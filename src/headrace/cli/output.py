@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -42,6 +43,11 @@ def emit(args: argparse.Namespace, data: Mapping[str, Any], text: str) -> None:
     """
     words = json.dumps(data, indent=2, allow_nan=False) if args.json else text
     print(words, file=getattr(args, "stdout", sys.stdout))
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for one that JSON does not have."""
+    return value if math.isfinite(value) else None
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from statistics import fmean
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from headrace.engine.request import SamplingParams
+from headrace.engine.request import FinishReason, SamplingParams, TokenLogprob
 from headrace.engine.roster import Roster
 from headrace.engine.row import Row
 from headrace.engine.sample import Job, Sample
-from headrace.engine.sampling import choose_tokens
+from headrace.engine.sampling import Choice, choose_tokens
 from headrace.engine.trunks import Trunk, common_beginning
 from headrace.errors import ConfigurationError, MemoryBudgetError
 from headrace.hf.planning import CacheOptions
@@ -38,12 +38,21 @@ class Update:
     Attributes:
         job: the request.
         index: which sample of it.
-        finished: whether the sample has ended.
+        token_ids: the tokens that came.
+        logprobs: one entry for each of them, or None if they were not asked for.
+        finish_reason: why the sample has ended; None before.
     """
 
     job: Job
     index: int
-    finished: bool
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish_reason: FinishReason | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the sample has ended."""
+        return self.finish_reason is not None
 
     def news(self) -> str:
         """Return the text that may be shown, and that was not returned yet.
@@ -132,13 +141,17 @@ class Batcher:
         self._waiting.append(Sample(job, list(range(params.n)), list(prompt)))
         return job
 
-    def cancel(self, job: Job) -> None:
-        """End a request; what its samples have made stays."""
-        for row in job.rows:
-            row.cancel()
+    def cancel(self, job: Job) -> list[Update]:
+        """End a request; what its samples have made stays.
+
+        Returns:
+            The end of each sample that had not ended.
+        """
+        ended = [_cancelled(job, index) for index, row in enumerate(job.rows) if not row.finished]
         self._waiting = deque(sample for sample in self._waiting if not sample.finished)
         if self._cache is not None:
             self._roster.drop_finished(self._cache)
+        return ended
 
     @property
     def has_work(self) -> bool:
@@ -291,11 +304,7 @@ class Batcher:
         if not parts:
             return []
         choices = choose_tokens([part.rows[0].sampler for part in parts], logits)
-        updates = []
-        for part, choice in zip(parts, choices, strict=True):
-            part.take(choice)
-            updates.append(Update(part.job, part.indices[0], part.finished))
-        return updates
+        return [_taken(part, choice) for part, choice in zip(parts, choices, strict=True)]
 
     def _make_room(self, cache: RowsCache, error: MemoryBudgetError) -> list[Update]:
         """Let the last row wait once more; a row that does not even fit alone fails."""
@@ -341,10 +350,12 @@ class Batcher:
 
     def _fail(self, sample: Sample, error: MemoryBudgetError) -> list[Update]:
         sample.job.error = error
-        for row in sample.job.rows:
-            row.cancel()
+        rows = sample.job.rows
+        ended = [
+            _cancelled(sample.job, index) for index, row in enumerate(rows) if not row.finished
+        ]
         self._waiting = deque(one for one in self._waiting if not one.finished)
-        return [Update(sample.job, index, True) for index in sample.indices]
+        return ended
 
     def close(self) -> None:
         """Give back all memory; requests under way are left as they are."""
@@ -352,3 +363,19 @@ class Batcher:
             self._cache.close()
             self._cache = None
             self._roster.trunks = []
+
+
+def _taken(sample: Sample, choice: Choice) -> Update:
+    """Add the next token to one sample."""
+    sample.take(choice)
+    (index,), (row,) = sample.indices, sample.rows
+    tokens = (choice.token_id,)
+    return Update(sample.job, index, tokens, row.newest_logprobs, row.finish_reason)
+
+
+def _cancelled(job: Job, index: int) -> Update:
+    """End a sample."""
+    row = job.rows[index]
+    row.cancel()
+    logprobs = None if row.newest_logprobs is None else ()
+    return Update(job, index, (), logprobs, row.finish_reason)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import torch
 
@@ -14,9 +13,10 @@ from headrace.engine.calm import calm_collector
 from headrace.engine.completion import Completed, Request
 from headrace.engine.loading import LoadedModel, load_model
 from headrace.engine.prompts import check_tokens, encode_prompt, max_context
-from headrace.engine.request import RequestOutput, SamplingParams
+from headrace.engine.request import MAX_ROWS, RequestOutput, SamplingParams
 from headrace.engine.sample import Job
 from headrace.engine.stats import GenerationStats, Stopwatch, recorded
+from headrace.engine.streaming import TextStream
 from headrace.errors import (
     ConfigurationError,
     ContextLengthError,
@@ -31,28 +31,8 @@ from headrace.hf.planning import CacheOptions
 from headrace.plan.plan import Plan
 from headrace.timeline import Timeline
 
-MAX_ROWS = 64
-"""Most rows at once, unless said otherwise."""
-
 Prompt = str | Sequence[int]
 """Text, or token ids."""
-
-
-@dataclass(frozen=True)
-class StreamedText:
-    """A piece of what is being generated.
-
-    Attributes:
-        prompt: number of the prompt.
-        index: which of its samples.
-        text: what comes next; may be empty.
-        finished: whether the sample has ended.
-    """
-
-    prompt: int
-    index: int
-    text: str
-    finished: bool
 
 
 class LLM:
@@ -158,26 +138,23 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> Iterator[StreamedText]:
-        """Yield what is generated as it comes. Whoever stops listening ends it all.
+    ) -> TextStream:
+        """Return what is generated as it comes. Whoever stops listening ends it all.
 
         Args:
             prompts: as ``generate`` takes them.
             params: likewise.
 
+        Returns:
+            An iterator of ``StreamedText``, which can also end one of the prompts.
+
         Raises:
-            HeadraceError: as by ``generate``.
+            HeadraceError: as by ``generate``; ``MemoryBudgetError`` when a piece is asked for.
         """
-        batcher = self._new_batcher()
         requests = self._requests(prompts, params)
-        number = {id(self._add(batcher, request)): place for place, request in enumerate(requests)}
-        for step in self._steps(batcher):
-            for update in step.updates:
-                if update.job.error is not None:
-                    raise update.job.error
-                yield StreamedText(
-                    number[id(update.job)], update.index, update.news(), update.finished
-                )
+        batcher = self._new_batcher()
+        jobs = [self._add(batcher, request) for request in requests]
+        return TextStream(batcher, self._steps(batcher), jobs)
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completed]:
         """Complete requests, each of which is yielded once, as it ends.
@@ -249,7 +226,9 @@ class LLM:
             outputs=tuple(row.output(index) for index, row in enumerate(job.rows)),
         )
 
-    def _steps(self, batcher: Batcher, refill: Callable[[], None] | None = None) -> Iterator[Step]:
+    def _steps(
+        self, batcher: Batcher, refill: Callable[[], None] | None = None
+    ) -> Generator[Step, None, None]:
         """Run a batcher until all is done, and note what that took."""
         if next(self.model.parameters()).is_cuda:
             torch.cuda.reset_peak_memory_stats()

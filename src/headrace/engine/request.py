@@ -13,6 +13,9 @@ from headrace.errors import ConfigurationError
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
+MAX_ROWS = 64
+"""Most rows at once, unless said otherwise."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:

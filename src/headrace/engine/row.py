@@ -6,7 +6,12 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from headrace.engine.request import CompletionOutput, SamplingParams, TokenLogprob
+from headrace.engine.request import (
+    CompletionOutput,
+    FinishReason,
+    SamplingParams,
+    TokenLogprob,
+)
 from headrace.engine.row_text import RowText
 from headrace.engine.sampling import Choice, RowSampler
 
@@ -36,6 +41,16 @@ class Row:
     def finished(self) -> bool:
         """Whether the row has ended."""
         return self._text.finished
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it has ended; None if it has not."""
+        return self._text.finish_reason
+
+    @property
+    def newest_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """The newest token's, none before the first; or None if they were not asked for."""
+        return None if self._logprobs is None else tuple(self._logprobs[-1:])
 
     def take(self, choice: Choice) -> None:
         """Add a token, unless the row has ended."""

@@ -26,7 +26,11 @@ class GenerationStats:
         peak_gpu_bytes: peak device memory: CUDA's own count, or on a CPU weights and cache buffers.
         host_bytes: host memory of the cache.
         policy: the policy that was used.
-        recompute_fraction: share of each prompt's tokens that was kept as X.
+        resident_fraction: share of each prompt's tokens whose K/V stayed on the device, as planned.
+        stream_fraction: share whose K/V on the host were brought to the device in every step.
+        recompute_fraction: share that was kept as X.
+        host_fraction: share that the host's cores attended to. The four sum to 1.
+        weights_stream_fraction: share of the layers' weights that every forward brought.
         notes: what was decided differently from what was asked, or changed since, and why.
         split_changes: how often the split was changed as the batch did.
         split: how cached tokens were divided when that was last looked at; None if never.
@@ -41,7 +45,11 @@ class GenerationStats:
     peak_gpu_bytes: int
     host_bytes: int
     policy: str
+    resident_fraction: float
+    stream_fraction: float
     recompute_fraction: float
+    host_fraction: float
+    weights_stream_fraction: float
     notes: tuple[str, ...]
     split_changes: int = 0
     split: Split | None = None
@@ -82,7 +90,11 @@ class Stopwatch:
             peak_gpu_bytes=cache.peak_gpu_bytes,
             host_bytes=cache.paged.host_bytes,
             policy=cache.policy,
+            resident_fraction=cache.resident_fraction,
+            stream_fraction=cache.stream_fraction,
             recompute_fraction=cache.recompute_fraction,
+            host_fraction=cache.host_fraction,
+            weights_stream_fraction=cache.weights_stream_fraction,
             notes=cache.notes,
             split_changes=0 if replanning is None else replanning.changes,
             split=None if replanning is None else replanning.split,

@@ -161,12 +161,27 @@ class AttachedCache(Cache):
         return 0.0 if self._planned is None else self._planned.settings.split.resident
 
     @property
+    def stream_fraction(self) -> float:
+        """Share of each prompt's tokens whose K/V on the host are brought to the device."""
+        return 0.0 if self._planned is None else self._on_host - self.host_fraction
+
+    @property
     def host_fraction(self) -> float:
         """Share of each prompt's tokens that the host's cores attend to."""
-        if self._planned is None:
-            return 0.0
-        settings = self._planned.settings
-        return settings.host_share * (settings.split.stream + settings.split.host)
+        return 0.0 if self._planned is None else self._planned.settings.host_share * self._on_host
+
+    @property
+    def _on_host(self) -> float:
+        """Share of each prompt's tokens whose K/V are on the host."""
+        assert self._planned is not None
+        split = self._planned.settings.split
+        return split.stream + split.host
+
+    @property
+    def weights_stream_fraction(self) -> float:
+        """Share of the layers' weights that every forward brings to the device."""
+        placed = self._attachment.placed
+        return 0.0 if placed is None else placed.share
 
     @property
     def link_bytes_per_step(self) -> int:

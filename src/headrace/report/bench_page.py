@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from headrace.bench.verdict import verdict_words
 from headrace.report.chart import Chart, Point, Series
 from headrace.report.chart_scale import AxisSpec
 from headrace.report.chart_svg import chart_svg
-from headrace.report.html_parts import asset, facts_html, table_html
+from headrace.report.html_parts import facts_html, page_html, table_html
 from headrace.report.palette import LINES, LineStyle
 from headrace.report.plan_words import seconds, size, speed, times
 
@@ -39,9 +38,11 @@ def bench_page(data: Mapping[str, Any]) -> str:
     """Return the page that ``write_bench_page`` writes."""
     where, cases = data["environment"], data["cases"]
     origins = dict.fromkeys(one["origin"] for case in cases for one in case["policies"])
-    return Template(asset("bench.html")).substitute(
-        title="headrace bench: " + escape(", ".join(data["workloads"])),
-        style=asset("base.css") + asset("plan.css") + asset("bench.css"),
+    return page_html(
+        "bench.html",
+        title="headrace bench: " + ", ".join(data["workloads"]),
+        styles=("plan.css", "bench.css"),
+        scripts=("plan.js",),
         origin=escape(" ".join(_ORIGIN.get(origin, origin) for origin in origins)),
         facts=facts_html(
             {
@@ -57,7 +58,6 @@ def bench_page(data: Mapping[str, Any]) -> str:
         prediction=_prediction(cases),
         cases="".join(map(_case, cases)),
         unable=_unable_section(data["unable"]),
-        script=asset("plan.js"),
     )
 
 

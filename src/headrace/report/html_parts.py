@@ -1,16 +1,38 @@
-"""What the pages have in common: their assets, lists of facts, tables."""
+"""What the pages have in common: what is around their bodies, lists of facts, tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from string import Template
 
 _NUMERIC = tuple("0123456789+-−≥≤–")
 
 
-def asset(name: str) -> str:
-    """Return the text of a file in ``assets/report``."""
+def page_html(
+    body: str, title: str, styles: Sequence[str], scripts: Sequence[str], **places: str
+) -> str:
+    """Return a page that needs nothing but a browser.
+
+    Args:
+        body: the file in ``assets/report`` with what is particular to the page; it may name
+            ``$title``, too.
+        title: the page's, as text.
+        styles: files of style besides the one that all pages have.
+        scripts: files that make one module together.
+        places: HTML for the places of ``body``.
+    """
+    shown = escape(title)
+    return Template(_asset("page.html")).substitute(
+        title=shown,
+        style="".join(map(_asset, ("base.css", *styles))),
+        body=Template(_asset(body)).substitute(title=shown, **places).rstrip("\n"),
+        script="\n".join(map(_asset, scripts)),
+    )
+
+
+def _asset(name: str) -> str:
     return files("headrace").joinpath("assets", "report", name).read_text("utf-8")
 
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 
 from headrace.plan.outcome import Plan
 from headrace.plan.policies import Policy
 from headrace.plan.study import Studies
 from headrace.plan.whatif import Improvement
 from headrace.report.chart_svg import chart_svg
-from headrace.report.html_parts import asset, facts_html, table_html
+from headrace.report.html_parts import facts_html, page_html, table_html
 from headrace.report.palette import LINES, LineStyle, marker_path
 from headrace.report.plan_bars import (
     fills,
@@ -95,9 +94,11 @@ def plan_page(report: PlanReport) -> str:
         policy.value: plan for policy, plan in report.compared.items() if policy is not report.asked
     }
     charts = figures(report.plan, report.asked, report.studies, report.activation_ratio)
-    return Template(asset("plan.html")).substitute(
-        title=escape(report.title),
-        style=asset("base.css") + asset("plan.css"),
+    return page_html(
+        "plan.html",
+        title=report.title,
+        styles=("plan.css",),
+        scripts=("plan.js",),
         fills=fills(),
         origin=escape(report.origin),
         verdict="fits" if report.plan.feasible else "unfit",
@@ -114,7 +115,6 @@ def plan_page(report: PlanReport) -> str:
         timeline=_timeline(report),
         **{figure.key: _figure(figure) for figure in charts},
         glossary=_glossary(),
-        script=asset("plan.js"),
     )
 
 

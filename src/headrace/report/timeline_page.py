@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 
-from headrace.report.html_parts import asset, facts_html, table_html
+from headrace.report.html_parts import facts_html, page_html, table_html
 from headrace.report.page_data import embed, page_data, timelines_in
 from headrace.report.panels import panels_of
 from headrace.report.svg import timeline_svg
@@ -59,15 +58,16 @@ def timeline_page(
 ) -> str:
     """Return the page that ``write_timeline_page`` writes."""
     paired = any(len(panel.timelines) > 1 for panel in panels_of(timelines))
-    return Template(asset("timeline.html")).substitute(
-        title=escape(title),
-        style=asset("base.css") + asset("timeline.css"),
+    return page_html(
+        "timeline.html",
+        title=title,
+        styles=("timeline.css",),
+        scripts=_SCRIPTS,
         lead=escape(f"{_LEAD} {_LEAD_PAIR}" if paired else _LEAD),
         facts=facts_html(facts),
         table=_figures(table or ()),
         picture=timeline_svg(timelines),
         data=embed(page_data(timelines)),
-        script="\n".join(asset(name) for name in _SCRIPTS),
     )
 
 

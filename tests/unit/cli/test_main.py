@@ -1,9 +1,11 @@
 import argparse
+import inspect
 import json
 import os
 
 import pytest
 
+from headrace import LLM
 from headrace.cli import main
 from headrace.cli.main import build_parser, load_commands
 
@@ -55,6 +57,16 @@ def test_what_is_off_is_said_with_what_is_allowed(capsys, extra, parts):
 def test_a_machine_that_cannot_be_emulated_is_refused_before_torch(capsys):
     assert "h300" in error_of(capsys, ["plan", "demo", *WORK, "--emulate", "h300"])
     assert "h300" in error_of(capsys, ["profile", "--emulate", "h300"])
+
+
+@pytest.mark.parametrize("words", [["batch", "in", "out", "--model", "demo"], ["generate", "demo"]])
+def test_as_many_rows_run_at_once_as_in_python_and_the_help_says_so(capsys, words):
+    default = inspect.signature(LLM).parameters["max_rows"].default
+    assert build_parser(load_commands()).parse_args(words).max_rows == default
+    with pytest.raises(SystemExit):
+        main([words[0], "--help"])
+    option = capsys.readouterr().out.partition("  --max-rows")[2].partition("\n  --")[0]
+    assert f"(default: {default})" in " ".join(option.split())
 
 
 @pytest.mark.parametrize("command", [[], ["plan"], ["profile"]])
