@@ -118,9 +118,11 @@ uint64_t sum_avx512(const char* data, size_t bytes) {
   }
   uint64_t rest = 0;
   for (; at < bytes; ++at) rest += static_cast<unsigned char>(data[at]);
-  const __m512i all =
-      _mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]), _mm512_add_epi64(sum[2], sum[3]));
-  return rest + static_cast<uint64_t>(_mm512_reduce_add_epi64(all));
+  alignas(64) uint64_t lanes[8];
+  _mm512_store_si512(lanes, _mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]),
+                                             _mm512_add_epi64(sum[2], sum[3])));
+  for (uint64_t one : lanes) rest += one;
+  return rest;
 }
 
 }  // namespace
