@@ -7,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.headrace-installed
 ARGS ?=
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-all test-kernels check check-static bench results docs format build clean distclean
+.PHONY: help demo test test-quick test-all test-kernels sanitize check check-static bench results docs format build clean distclean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ test-all: $(STAMP) ## Run every test, those for a GPU too
 test-kernels: $(STAMP) ## Install Triton and run the GPU's kernels in its interpreter
 	$(BIN)/python -m pip install -q --disable-pip-version-check triton
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/runtime/test_page_kernels.py $(ARGS)
+
+sanitize: $(STAMP) ## Fuzz the native library under sanitizers, FUZZ_SECONDS a variant: pytest $(ARGS)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/unit/runtime/test_native_sanitizers.py $(ARGS)
 
 check: ## Everything that must hold before a commit: check-static, then test
 	$(MAKE) check-static

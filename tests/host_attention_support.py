@@ -1,10 +1,12 @@
-"""Random pages, ragged rows, and plain attention in float64 to compare with."""
+"""Calls of host attention: random pages, ragged rows, and values that may be hard."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,6 @@ from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.host_entries import LayerPages, RowEntries
 from headrace.runtime.native.library import LOADER, NativeUnavailableError, runnable_variants
 
-FLOAT32_EPSILON = 2.0**-23
-
 
 def native_variants() -> tuple[str, ...]:
     """Return the variants that run here; none without a compiler."""
@@ -26,7 +26,14 @@ def native_variants() -> tuple[str, ...]:
         return ()
 
 
-@dataclass
+NATIVE = native_variants()
+VARIANTS = (*NATIVE, "off")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WIDTHS = (64, 80, 96, 128, 192, 256)
+CORES = len(os.sched_getaffinity(0))
+
+
+@dataclass(repr=False)
 class Case:
     """A call, and what each row sees.
 
@@ -36,6 +43,8 @@ class Case:
         entries: which row sees which pages.
         keys: by row, what it sees: ``[H, K, D]``.
         values: likewise.
+        expected: by scoring, what ``host_attention_errors`` has found out.
+        recipe: what it was made of.
     """
 
     query: Tensor
@@ -43,6 +52,11 @@ class Case:
     entries: RowEntries
     keys: list[Tensor]
     values: list[Tensor]
+    expected: dict[Scoring, Any] = field(default_factory=dict)
+    recipe: str = ""
+
+    def __repr__(self) -> str:
+        return f"Case({self.recipe})"
 
     def attend(self, attention: HostAttention, scoring: Scoring | None = None) -> Partial:
         """Attend into a result that is NaN before."""
@@ -59,6 +73,27 @@ class Case:
         return Scoring(self.query.shape[3] ** -0.5)
 
 
+def _near_each_other(query: Tensor, key: Tensor, sign: int) -> None:
+    """Give all scores a common part of 100, far more than what sets them apart."""
+    common = 10.0 * query.shape[2] ** -0.25
+    query += common
+    key += sign * common
+
+
+ADVERSARIES: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
+    "none": lambda query, key, value: None,
+    "large scores": lambda query, key, value: query.mul_(30.0),
+    "huge scores": lambda query, key, value: query.mul_(1000.0),
+    "all scores high": lambda query, key, value: _near_each_other(query, key, 1),
+    "all scores low": lambda query, key, value: _near_each_other(query, key, -1),
+    "equal keys": lambda query, key, value: key.copy_(key[:, :1].expand_as(key).clone()),
+    "equal values": lambda query, key, value: value.copy_(value[:, :1].expand_as(value).clone()),
+    "tiny values": lambda query, key, value: value.mul_(2.0**-20),
+    "large values": lambda query, key, value: value.mul_(1e4),
+}
+"""What may be hard: each changes a row's queries, keys and values, float32, in place."""
+
+
 def make_case(
     lengths: Sequence[int],
     *,
@@ -70,6 +105,7 @@ def make_case(
     extents: int = 2,
     hidden: float = 0.0,
     query_size: float = 1.0,
+    adversary: str = "none",
     seed: int = 0,
 ) -> Case:
     """Return a case whose rows have these lengths, on pages in random order.
@@ -84,140 +120,54 @@ def make_case(
         extents: of the pools.
         hidden: share of tokens that rows do not see.
         query_size: standard deviation of queries.
+        adversary: one of ``ADVERSARIES``.
         seed: of the random numbers.
     """
+    recipe = ", ".join(f"{name}={given}" for name, given in locals().items())
     generator = torch.Generator().manual_seed(seed)
     random = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    query = (query_size * normal(len(lengths), heads, grouped, width).float()).to(dtype)
+    queries, keys, values, seen = [], [], [], []
+    for length in lengths:
+        query, key, value = (
+            torch.randn(heads, count, width, generator=generator)
+            for count in (grouped, length, length)
+        )
+        ADVERSARIES[adversary](query.mul_(query_size), key, value)
+        queries.append(query.to(dtype))
+        keys.append(key.to(dtype))
+        values.append(value.to(dtype))
+        seen.append(torch.from_numpy(random.random(length) >= hidden))
     filled = [
-        (row, min(page_tokens, length - start))
+        (row, start, min(page_tokens, length - start))
         for row, length in enumerate(lengths)
         for start in range(0, length, page_tokens)
     ]
     count = len(filled) + 3
     numbers = random.permutation(count)[: len(filled)]
-    shape = (count, heads, page_tokens, width)
-    key_pool = torch.full(shape, math.nan, dtype=dtype)
-    value_pool = torch.full(shape, math.nan, dtype=dtype)
+    key_pool = torch.full((count, heads, page_tokens, width), math.nan, dtype=dtype)
+    value_pool = key_pool.clone()
     visible = np.zeros((len(filled), page_tokens), dtype=np.bool_)
-    keys: list[list[Tensor]] = [[normal(heads, 0, width)] for _ in lengths]
-    values: list[list[Tensor]] = [[normal(heads, 0, width)] for _ in lengths]
-    for entry, ((row, tokens), page) in enumerate(zip(filled, numbers, strict=True)):
-        seen = torch.from_numpy(random.random(tokens) >= hidden)
-        visible[entry, :tokens] = seen.numpy()
-        for pool, parts in ((key_pool, keys), (value_pool, values)):
-            made = normal(heads, tokens, width)[:, seen]
-            pool[page][:, :tokens][:, seen] = made
-            parts[row].append(made)
+    for entry, ((row, start, tokens), page) in enumerate(zip(filled, numbers, strict=True)):
+        here = seen[row][start : start + tokens]
+        visible[entry, :tokens] = here.numpy()
+        for pool, source in ((key_pool, keys[row]), (value_pool, values[row])):
+            pool[page][:, :tokens][:, here] = source[:, start : start + tokens][:, here]
     cuts = torch.tensor_split(torch.arange(count), extents)
     order = random.permutation(len(filled))
     return Case(
-        query=query,
+        query=torch.stack(queries),
         pages=LayerPages.of(
             [key_pool[cut].contiguous() for cut in cuts],
             [value_pool[cut].contiguous() for cut in cuts],
         ),
         entries=RowEntries.of(
             len(lengths),
-            np.array([row for row, _ in filled], dtype=np.int64)[order],
+            np.array([row for row, _, _ in filled], dtype=np.int64)[order],
             numbers[order],
-            np.array([tokens for _, tokens in filled], dtype=np.int64)[order],
+            np.array([tokens for _, _, tokens in filled], dtype=np.int64)[order],
             visible[order] if hidden else None,
         ),
-        keys=[torch.cat(parts, dim=1) for parts in keys],
-        values=[torch.cat(parts, dim=1) for parts in values],
+        keys=[key[:, here] for key, here in zip(keys, seen, strict=True)],
+        values=[value[:, here] for value, here in zip(values, seen, strict=True)],
+        recipe=recipe,
     )
-
-
-def plain_attention(
-    query_HGD: Tensor, key_HKD: Tensor, value_HKD: Tensor, scoring: Scoring
-) -> Tensor:
-    """Return attention in the tensors' dtype, operation by operation; 0 without keys."""
-    if key_HKD.shape[1] == 0:
-        return torch.zeros_like(query_HGD)
-    scores = query_HGD @ key_HKD.transpose(1, 2) * scoring.scale
-    if scoring.softcap is not None:
-        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-    return scores.softmax(-1) @ value_HKD
-
-
-def torch_attention(
-    query_HGD: Tensor, key_HKD: Tensor, value_HKD: Tensor, scoring: Scoring
-) -> Tensor:
-    """Return torch's own attention in the tensors' dtype."""
-    if scoring.softcap is not None or key_HKD.shape[1] == 0:
-        return plain_attention(query_HGD, key_HKD, value_HKD, scoring)
-    made: Tensor = torch.nn.functional.scaled_dot_product_attention(
-        query_HGD[None], key_HKD[None], value_HKD[None], scale=scoring.scale
-    )
-    return made[0]
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Largest errors against float64 over all rows.
-
-    Attributes:
-        ours: of the output in float32.
-        rounded: of the output in the case's dtype.
-        torchs: of torch's own attention in that dtype.
-        floor: what rounding to float32 alone may make of such values.
-    """
-
-    ours: float
-    rounded: float
-    torchs: float
-    floor: float
-
-    @property
-    def are_small(self) -> bool:
-        """Whether ours are within twice torch's."""
-        return max(self.ours, self.rounded) <= 2 * self.torchs + self.floor
-
-
-def errors_of(case: Case, part: Partial, scoring: Scoring | None = None) -> Errors:
-    """Compare a result with attention in float64."""
-    scoring = scoring or case.scoring
-    ours, rounded, torchs, largest = [0.0], [0.0], [0.0], [0.0]
-    for row, (key, value) in enumerate(zip(case.keys, case.values, strict=True)):
-        query = case.query[row]
-        expected = plain_attention(query.double(), key.double(), value.double(), scoring)
-        total = part.total[row].clamp_min(torch.finfo(torch.float32).tiny)
-        made = part.output[row] / total[..., None]
-        ours.append(_largest(made - expected))
-        rounded.append(_largest(made.to(query.dtype) - expected))
-        torchs.append(_largest(torch_attention(query, key, value, scoring) - expected))
-        largest.append(_largest(value))
-        check_partial(case, part, row, scoring)
-    return Errors(_worst(ours), _worst(rounded), _worst(torchs), 4 * FLOAT32_EPSILON * max(largest))
-
-
-def check_partial(case: Case, part: Partial, row: int, scoring: Scoring) -> None:
-    """Fail unless maximum and total of a row are those of its scores."""
-    maximum, total = part.maximum[row], part.total[row]
-    if case.keys[row].shape[1] == 0:
-        assert torch.equal(maximum, torch.full_like(maximum, -math.inf))
-        assert not total.any()
-        assert not part.output[row].any()
-        return
-    scores = case.query[row].double() @ case.keys[row].double().transpose(1, 2) * scoring.scale
-    if scoring.softcap is not None:
-        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-    size = scores.abs().amax().item() + 1
-    close = {"rtol": 0.0, "atol": 1e-5 * size}
-    torch.testing.assert_close(maximum.double(), scores.amax(-1), **close)
-    expected = torch.exp(scores - maximum[..., None]).sum(-1)
-    torch.testing.assert_close(total.double(), expected, rtol=5e-3, atol=0.0)
-
-
-def _largest(tensor: Tensor) -> float:
-    return tensor.abs().amax().item() if tensor.numel() else 0.0
-
-
-def _worst(values: list[float]) -> float:
-    """Return the largest, or NaN if any is."""
-    return math.nan if any(math.isnan(value) for value in values) else max(values)

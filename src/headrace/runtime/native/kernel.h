@@ -202,12 +202,8 @@ HEADRACE_INLINE void mix_tile(const TokenBlock& block, const float* weights, con
   typename V::Pair sum[kQueries][kParts];
   HEADRACE_UNROLL
   for (int q = 0; q < kQueries; ++q) {
-    const auto by = V::set(factor[q]);
     HEADRACE_UNROLL
-    for (int p = 0; p < kParts; ++p) {
-      const float* old = sums + q * stride + p * M::kStep;
-      sum[q][p] = {V::mul(V::load_vec(old), by), V::mul(V::load_vec(old + V::kLanes), by)};
-    }
+    for (int p = 0; p < kParts; ++p) sum[q][p] = {V::zero(), V::zero()};
   }
   for (int token = 0; token < block.count; token += M::kTokens) {
     if (token % kTokensPerAdvance == 0) ahead.advance();
@@ -225,13 +221,17 @@ HEADRACE_INLINE void mix_tile(const TokenBlock& block, const float* weights, con
       for (int p = 0; p < kParts; ++p) M::add(sum[q][p], weight, part[p]);
     }
   }
+  // A block is summed by itself first: added one by one to the sums of thousands of tokens, its
+  // products would lose digits.
   HEADRACE_UNROLL
   for (int q = 0; q < kQueries; ++q) {
+    const auto by = V::set(factor[q]);
     HEADRACE_UNROLL
     for (int p = 0; p < kParts; ++p) {
       float* place = sums + q * stride + p * M::kStep;
-      V::store_vec(place, sum[q][p].first);
-      V::store_vec(place + V::kLanes, sum[q][p].second);
+      V::store_vec(place, V::fma(V::load_vec(place), by, sum[q][p].first));
+      place += V::kLanes;
+      V::store_vec(place, V::fma(V::load_vec(place), by, sum[q][p].second));
     }
   }
 }

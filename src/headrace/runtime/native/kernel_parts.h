@@ -141,7 +141,7 @@ struct FloatScores {
     return {V::load_vec(p), V::load_vec(p + V::kLanes)};
   }
   static HEADRACE_INLINE typename V::Vec add(typename V::Vec sum, Part q, Part k) {
-    return V::fma(q.second, k.second, V::fma(q.first, k.first, sum));
+    return V::add_products(q, k, sum);
   }
 
   // Writes a query in the order of the keys' Pairs, with zeros up to a whole number of steps.

@@ -27,6 +27,9 @@ struct Avx2 {
   static HEADRACE_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static HEADRACE_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
   static HEADRACE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static HEADRACE_INLINE Vec add_products(Pair a, Pair b, Vec c) {
+    return fma(a.second, b.second, fma(a.first, b.first, c));
+  }
   static HEADRACE_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
   static HEADRACE_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static HEADRACE_INLINE float sum(Vec x) {

@@ -27,6 +27,9 @@ struct Avx512 {
   static HEADRACE_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static HEADRACE_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
   static HEADRACE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static HEADRACE_INLINE Vec add_products(Pair a, Pair b, Vec c) {
+    return fma(a.second, b.second, fma(a.first, b.first, c));
+  }
   static HEADRACE_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
   static HEADRACE_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static HEADRACE_INLINE float sum(Vec x) { return _mm512_reduce_add_ps(x); }
@@ -115,9 +118,11 @@ uint64_t sum_avx512(const char* data, size_t bytes) {
   }
   uint64_t rest = 0;
   for (; at < bytes; ++at) rest += static_cast<unsigned char>(data[at]);
-  const __m512i all =
-      _mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]), _mm512_add_epi64(sum[2], sum[3]));
-  return rest + static_cast<uint64_t>(_mm512_reduce_add_epi64(all));
+  alignas(64) uint64_t lanes[8];
+  _mm512_store_si512(lanes, _mm512_add_epi64(_mm512_add_epi64(sum[0], sum[1]),
+                                             _mm512_add_epi64(sum[2], sum[3])));
+  for (uint64_t one : lanes) rest += one;
+  return rest;
 }
 
 }  // namespace

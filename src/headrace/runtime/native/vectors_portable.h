@@ -35,6 +35,10 @@ struct Portable {
   static HEADRACE_INLINE Vec mul(Vec a, Vec b) { return a * b; }
   static HEADRACE_INLINE Vec div(Vec a, Vec b) { return a / b; }
   static HEADRACE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  // Products are added to each other first: with few lanes, a sum of many would else lose digits.
+  static HEADRACE_INLINE Vec add_products(Pair a, Pair b, Vec c) {
+    return c + (a.first * b.first + a.second * b.second);
+  }
   // Where one is NaN, these return b, as x86's instructions do.
   static HEADRACE_INLINE Vec min(Vec a, Vec b) { return choose(a < b, a, b); }
   static HEADRACE_INLINE Vec max(Vec a, Vec b) { return choose(a > b, a, b); }

@@ -1,0 +1,95 @@
+"""Host attention by any number of threads, for any callers, in forked processes."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from tests.host_attention_errors import assert_small
+from tests.host_attention_support import CORES, DTYPES, NATIVE, make_case
+
+from headrace.runtime.host_attention import HostAttention
+from headrace.runtime.native.library import LOADER
+
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native library cannot be built here")
+
+
+@needs_native
+@pytest.mark.parametrize("threads", range(1, 2 * CORES + 1))
+def test_any_number_of_threads(threads):
+    """Results are exact, and the same whoever was faster."""
+    for variant in NATIVE:
+        with HostAttention(threads=threads, variant=variant) as attention:
+            for dtype in DTYPES:
+                case = make_case((5000, 3, 700, 1), grouped=4, dtype=dtype)
+                first = case.attend(attention)
+                assert_small(case, first)
+                for _ in range(20):
+                    again = case.attend(attention)
+                    assert torch.equal(again.output, first.output)
+                    assert torch.equal(again.maximum, first.maximum)
+                    assert torch.equal(again.total, first.total)
+
+
+def test_callers_on_several_threads_take_turns(attention):
+    cases = [make_case((300, 10), grouped=2, seed=seed) for seed in range(4)]
+    expected = [case.attend(attention) for case in cases]
+    wrong = []
+
+    def call(index):
+        for _ in range(20):
+            part = cases[index].attend(attention)
+            if not torch.equal(part.output, expected[index].output):
+                wrong.append(index)
+
+    callers = [threading.Thread(target=call, args=(index,)) for index in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+@needs_native
+def test_pools_exist_side_by_side():
+    case = make_case((2000,), grouped=2)
+    with HostAttention(threads=2) as one, HostAttention(threads=3) as other:
+        for _ in range(10):
+            for attention in (one, other):
+                assert_small(case, case.attend(attention))
+
+
+@needs_native
+def test_memory_is_read():
+    with HostAttention(threads=2) as attention:
+        attention.stream_read(torch.ones(3_000_001, dtype=torch.uint8), torch.ones(5))
+
+
+@needs_native
+def test_a_forked_process_attends_too():
+    """Its threads are not there; the caller does all the work."""
+    script = """
+import os, sys, torch
+torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
+from tests.host_attention_errors import assert_small
+from tests.host_attention_support import make_case
+from headrace.runtime.host_attention import HostAttention
+case = make_case((3000,), grouped=2)
+attention = HostAttention(threads=3)
+case.attend(attention)
+child = os.fork()
+if child == 0:
+    try:
+        assert_small(case, case.attend(attention))
+        attention.close()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+    built = Path(LOADER.load()._name).parents[1]  # so that the child need not build it anew
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "HEADRACE_CACHE": str(built)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | paths, timeout=120)
