@@ -25,3 +25,9 @@ def headrace(cache):
         )
 
     return run
+
+
+@pytest.fixture
+def stored_profile(cache, monkeypatch):
+    """Commands in this process use the profile that was measured for the first one."""
+    monkeypatch.setenv("HEADRACE_CACHE", str(cache))

@@ -47,12 +47,6 @@ def undisturbed(headrace, folder, requests):
     return headrace("batch", requests, output, *OPTIONS, "--json"), output
 
 
-@pytest.fixture
-def stored_profile(undisturbed, cache, monkeypatch):
-    """Commands in this process use the profile that was measured for the first one."""
-    monkeypatch.setenv("HEADRACE_CACHE", str(cache))
-
-
 def test_every_line_has_a_result_and_the_summary_counts_them(undisturbed):
     done, output = undisturbed
     assert done.returncode == 0, done.stderr

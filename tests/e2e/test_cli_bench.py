@@ -44,12 +44,6 @@ def measured(headrace, files):
     return headrace("bench", "demo", *SMALL, *words)
 
 
-@pytest.fixture
-def stored_profile(measured, cache, monkeypatch):
-    """Commands in this process use the profile that was measured for the first one."""
-    monkeypatch.setenv("HEADRACE_CACHE", str(cache))
-
-
 def test_policies_are_measured_side_by_side(measured):
     assert measured.returncode == 0
     data = json.loads(measured.stdout)

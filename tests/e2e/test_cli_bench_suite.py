@@ -35,12 +35,6 @@ def measured(headrace, files):
     return headrace("bench", "rivals-opt-6.7b", *TINY, *words)
 
 
-@pytest.fixture
-def stored_profile(measured, cache, monkeypatch):
-    """Commands in this process use the profile that was measured for the first one."""
-    monkeypatch.setenv("HEADRACE_CACHE", str(cache))
-
-
 def test_policies_and_rivals_run_the_same_work(measured):
     assert measured.returncode == 0, measured.stderr
     data = json.loads(measured.stdout)

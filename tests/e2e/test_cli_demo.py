@@ -9,11 +9,10 @@ from headrace.report.timeline_page import read_timeline_page
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch, cache, tmp_path):
+def short(stored_profile, monkeypatch, tmp_path):
     """Few steps, a profile that all tests share, and a folder for the page."""
     monkeypatch.setattr(demo, "ROUNDS", 1)
     monkeypatch.setattr(demo, "STEPS_PER_ROUND", 2)
-    monkeypatch.setenv("HEADRACE_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
 
 

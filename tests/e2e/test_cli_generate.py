@@ -30,12 +30,6 @@ def generated(headrace, files):
     )
 
 
-@pytest.fixture
-def stored_profile(generated, cache, monkeypatch):
-    """Commands in this process use the profile that was measured for the first one."""
-    monkeypatch.setenv("HEADRACE_CACHE", str(cache))
-
-
 def test_standard_output_holds_the_documented_object(generated):
     assert generated.returncode == 0
     data = json.loads(generated.stdout)

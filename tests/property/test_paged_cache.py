@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.property.checked_backend import CheckedBackend, watch_reads
-from tests.property.paged_model import PagedModel, make_settings
+from tests.checked_backend import CheckedBackend, watch_reads
+from tests.paged_model import PagedModel, make_settings
 
 from headrace.plan.policies import Policy, Split
 from headrace.runtime.conveyor import Conveyor
