@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,6 +25,11 @@ def native_variants() -> tuple[str, ...]:
         return runnable_variants(LOADER.load())
     except NativeUnavailableError:
         return ()
+
+
+needs_native = pytest.mark.skipif(
+    not native_variants(), reason="the native library cannot be built here"
+)
 
 
 @dataclass

@@ -21,7 +21,7 @@ def headrace(cache):
             env=environment | changes,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     return run

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tests.e2e.in_process import disturb_attention, run_here
+from tests.e2e.in_process import assert_refused, disturb_attention, run_here
 
 from headrace.report.timeline_page import read_timeline_page
 
@@ -160,12 +160,7 @@ WITH_PROMPT = (*HERE, "--prompt", PROMPT)
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(stored_profile, capsys, words, parts):
-    done = run_here(capsys, *words)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("headrace: error: ")
-    assert done.stderr.count("\n") == 1
-    for part in parts:
-        assert part in done.stderr
+    assert_refused(run_here(capsys, *words), parts)
     done = run_here(capsys, *words, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["message"] in done.stderr

@@ -3,14 +3,13 @@
 import random
 
 import pytest
+from tests.batcher_support import WAYS
 from tests.exactness.rows_life import Life
 from tests.support import CONFIGS, shared_model
 
 from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
 from headrace.plan.workload import Workload
-
-WAYS = [("resident", None, None), ("stream", None, None), ("auto", 0.5, None), ("auto", 0.3, 0.4)]
 
 
 def rows_cache(model, rows, policy, recompute, host):

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tests.host_attention_support import Case, errors_of, make_case, native_variants
+from tests.host_attention_support import Case, errors_of, make_case, native_variants, needs_native
 
 from headrace.errors import ConfigurationError, HeadraceError
 from headrace.runtime.attention import Scoring, empty_partial, merge, normalised
@@ -23,8 +23,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDTHS = (64, 80, 96, 128, 192, 256)
 CORES = len(os.sched_getaffinity(0))
 RAGGED = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1000)
-
-needs_native = pytest.mark.skipif(not NATIVE, reason="the native library cannot be built here")
 
 
 @pytest.fixture(scope="module")
