@@ -10,7 +10,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-all test-kernels sanitize check check-static bench results docs format build clean distclean
+.PHONY: help demo test test-quick test-all test-kernels sanitize check check-static bench results docs format build check-wheel clean distclean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,8 +73,11 @@ format: $(STAMP) ## Format the code and repair what ruff can repair
 build: $(STAMP) ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
 
+check-wheel: $(STAMP) ## Install the wheel afresh, with a compiler and without, and test it there (minutes)
+	$(BIN)/python scripts/check_wheel.py --torch "$(TORCH)" $(ARGS)
+
 clean: ## Remove caches and build outputs
-	rm -rf build/lib build/bdist.* dist out src/*.egg-info
+	rm -rf build dist out src/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 

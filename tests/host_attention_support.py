@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -31,6 +32,8 @@ VARIANTS = (*NATIVE, "off")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDTHS = (64, 80, 96, 128, 192, 256)
 CORES = len(os.sched_getaffinity(0))
+
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native library cannot be built here")
 
 
 @dataclass(repr=False)

@@ -87,6 +87,14 @@ POLICIES: tuple[tuple[str, float | None], ...] = (
 )
 """Policies with their recompute fractions."""
 
+SPLITS: tuple[tuple[str, float | None], ...] = (
+    ("resident", None),
+    ("stream", None),
+    ("recompute", 0.37),
+    ("kvpr", 1.0),
+)
+"""One of each, for what hardly depends on the fraction."""
+
 
 def make_model(
     name: str,

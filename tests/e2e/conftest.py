@@ -21,7 +21,13 @@ def headrace(cache):
             env=environment | changes,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     return run
+
+
+@pytest.fixture
+def stored_profile(cache, monkeypatch):
+    """Commands in this process use the profile that was measured for the first one."""
+    monkeypatch.setenv("HEADRACE_CACHE", str(cache))

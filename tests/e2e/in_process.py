@@ -40,3 +40,12 @@ def disturb_attention(monkeypatch, factor):
     """Let our attention's output be wrong by a factor."""
     attend = PagedCache.attend
     monkeypatch.setattr(PagedCache, "attend", lambda *given: attend(*given) * factor)
+
+
+def assert_refused(done, parts):
+    """Fail unless a command ended with exit code 2 and one line that has these parts."""
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("headrace: error: ")
+    assert done.stderr.count("\n") == 1
+    for part in parts:
+        assert part in done.stderr

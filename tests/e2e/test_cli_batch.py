@@ -10,7 +10,7 @@ import time
 
 import pytest
 from tests.batch_support import CHAT, line_of, results_of, write_lines
-from tests.e2e.in_process import run_here
+from tests.e2e.in_process import assert_refused, run_here
 
 from headrace.cli.models import demo_directory
 
@@ -45,12 +45,6 @@ def undisturbed(headrace, folder, requests):
     """The finished process, and its output."""
     output = folder / "undisturbed.jsonl"
     return headrace("batch", requests, output, *OPTIONS, "--json"), output
-
-
-@pytest.fixture
-def stored_profile(undisturbed, cache, monkeypatch):
-    """Commands in this process use the profile that was measured for the first one."""
-    monkeypatch.setenv("HEADRACE_CACHE", str(cache))
 
 
 def test_every_line_has_a_result_and_the_summary_counts_them(undisturbed):
@@ -195,12 +189,7 @@ def files(tmp_path):
 def test_bad_input_gets_one_line_and_exit_code_2(capsys, files, source, output, extra, parts):
     before = {path.name: path.read_bytes() for path in files.iterdir() if path.is_file()}
     words = ("batch", files / source, files / output, "--model", "/no/such", "--quiet", *extra)
-    done = run_here(capsys, *words)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("headrace: error: ")
-    assert done.stderr.count("\n") == 1
-    for part in parts:
-        assert part in done.stderr
+    assert_refused(run_here(capsys, *words), parts)
     done = run_here(capsys, *words, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["message"] in done.stderr

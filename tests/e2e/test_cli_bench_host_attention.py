@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from tests.e2e.in_process import run_here
-from tests.host_attention_support import native_variants
+from tests.e2e.in_process import assert_refused, run_here
+from tests.host_attention_support import native_variants, needs_native
 
 from headrace.cli import bench_host_attention
 from headrace.runtime import host_attention_bench
@@ -11,9 +11,6 @@ SMALL = ("host-attention", "--tokens", "64,128", "--cache-size", "256KiB", "--ro
 CASES = [
     (heads, group, tokens) for tokens in (64, 128) for heads, group in ((32, 1), (8, 4), (8, 8))
 ]
-needs_native = pytest.mark.skipif(
-    not native_variants(), reason="the native library cannot be built here"
-)
 
 
 @pytest.fixture
@@ -103,11 +100,3 @@ def test_without_the_native_library_the_reason_is_said(capsys, monkeypatch):
     done = run_here(capsys, "bench", *SMALL, "--quiet")
     assert_refused(done, ["native kernel, which is not had here", "switched off"])
     assert bench_host_attention.NAME in done.stderr
-
-
-def assert_refused(done, parts):
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("headrace: error: ")
-    assert done.stderr.count("\n") == 1
-    for part in parts:
-        assert part in done.stderr

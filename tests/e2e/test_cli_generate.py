@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tests.e2e.in_process import disturb_attention, run_here
+from tests.e2e.in_process import assert_refused, disturb_attention, run_here
 
 from headrace import LLM, SamplingParams
 from headrace.engine.loading import load_model
@@ -30,12 +30,6 @@ def generated(headrace, files):
         *("--policy", "recompute", "--recompute-fraction", 0.5, "--audit", "--json"),
         *("--timeline", files / "page.html", "--trace", files / "trace.json"),
     )
-
-
-@pytest.fixture
-def stored_profile(generated, cache, monkeypatch):
-    """Commands in this process use the profile that was measured for the first one."""
-    monkeypatch.setenv("HEADRACE_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +245,7 @@ WITH_PROMPT = (*HERE, "--prompt", PROMPT)
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(stored_profile, capsys, words, parts):
-    done = run_here(capsys, *words)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("headrace: error: ")
-    assert done.stderr.count("\n") == 1
-    for part in parts:
-        assert part in done.stderr
+    assert_refused(run_here(capsys, *words), parts)
     done = run_here(capsys, *words, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["message"] in done.stderr

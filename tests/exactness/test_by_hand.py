@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.support import (
     LOGIT_TOLERANCE,
+    SPLITS,
     Batch,
     forward_in_chunks,
     host_cache,
@@ -15,7 +16,6 @@ from tests.support import (
 
 from headrace.errors import ConfigurationError
 
-SPLITS = (("resident", None), ("stream", None), ("recompute", 0.37), ("kvpr", 1.0))
 KINDS = ("llama-gqa", "qwen3", "opt", "gemma2")
 
 

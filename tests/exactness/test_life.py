@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from tests.support import (
+    SPLITS,
     assert_same,
     generate,
     host_cache,
@@ -20,7 +21,6 @@ from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedMo
 from headrace.hf.attention import NAME
 from headrace.hf.cache import HostCache
 
-SPLITS = (("resident", None), ("stream", None), ("recompute", 0.37), ("kvpr", 1.0))
 KINDS = ("llama-gqa", "gemma2", "phi3", "gpt2", "opt")
 
 

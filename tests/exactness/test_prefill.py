@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.support import (
     CONFIGS,
+    SPLITS,
     Batch,
     assert_same,
     assert_same_where_seen,
@@ -16,7 +17,6 @@ from tests.support import (
     shared_model,
 )
 
-SPLITS = (("resident", None), ("stream", None), ("recompute", 0.37), ("kvpr", 1.0))
 KINDS = ("llama-gqa", "mistral-window", "gemma2", "gpt-neox", "gpt2", "opt")
 
 

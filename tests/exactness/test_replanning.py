@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from tests.exactness.test_rows import Life
+from tests.exactness.rows_life import Life
 from tests.support import CONFIGS, shared_model
 
 from headrace.hardware.catalog import machine
@@ -39,23 +39,12 @@ def test_tokens_stay_the_same_while_the_split_changes(name, pages, monkeypatch):
     steps, choose, promoted = 9, random.Random(str((name, pages))), 0
     with limited_cache(shared_model(name), monkeypatch, 0.4, 0.3, pages) as cache:
         life = Life(name, cache, steps)
-        seeds = list(range(12))
-        while seeds or life.seeds:
-            room = min(cache.capacity - len(life.seeds), len(seeds))
-            if room and choose.random() < 0.6:
-                count = choose.randint(1, room)
-                decoding = range(len(life.seeds))
-                life.admit(seeds[:count], choose.choice([7, 33, 200]), decoding or None)
-                seeds = seeds[count:]
-            elif life.seeds:
-                if choose.random() < 0.5:
-                    cache.paged.host_share = choose.choice([0.0, 0.4, 1.0])
-                promoted += cache.paged.promote(range(len(life.seeds)), choose.choice([0, 2, 9]))
-                life.decode(range(len(life.seeds)))
-                life.drop_finished()
-            layout = cache.paged.layout
-            layout.check_integrity()
-            assert layout.pools[PageKind.RESIDENT].capacity <= pages
+        for _ in life.come_and_go(list(range(12)), choose):
+            if choose.random() < 0.5:
+                cache.paged.host_share = choose.choice([0.0, 0.4, 1.0])
+            promoted += cache.paged.promote(range(len(life.seeds)), choose.choice([0, 2, 9]))
+            life.decode(range(len(life.seeds)))
+            assert cache.paged.layout.pools[PageKind.RESIDENT].capacity <= pages
         assert promoted > 0
 
 

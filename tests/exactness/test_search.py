@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.support import (
     CONFIGS,
+    SPLITS,
     Generated,
     assert_same,
     generate,
@@ -14,7 +15,6 @@ from tests.support import (
     shared_model,
 )
 
-SPLITS = (("resident", None), ("stream", None), ("recompute", 0.37), ("kvpr", 1.0))
 KINDS = ("llama-gqa", "gemma2", "mistral-window", "gpt2")
 
 

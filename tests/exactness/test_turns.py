@@ -5,6 +5,7 @@ import torch
 from tests.support import (
     CONFIGS,
     PAD,
+    SPLITS,
     Batch,
     Generated,
     assert_same,
@@ -15,8 +16,6 @@ from tests.support import (
     plain_cache,
     shared_model,
 )
-
-SPLITS = (("resident", None), ("stream", None), ("recompute", 0.37), ("kvpr", 1.0))
 
 
 def after(turn: Batch, made: Generated, length: int, seed: int) -> Batch:

@@ -1,9 +1,9 @@
 """Random machines, models, workloads and budgets for the tests of the planner."""
 
-import math
 from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
+from tests.property.strategies import log_uniform
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import kv_bytes_per_token, model_weight_bytes
@@ -18,10 +18,6 @@ LINK = ("h2d_bytes_per_s", "h2d_while_host_bytes_per_s")
 HOST = ("host_attend_bytes_per_s", "host_while_h2d_bytes_per_s")
 DEVICE_MEMORY = ("device_bytes_per_s", "attend_bytes_per_s", "dense_bytes_per_s")
 ARITHMETIC = ("gemm_flops_per_s", "rebuild_flops_per_s")
-
-
-def log_uniform(low, high):
-    return st.floats(math.log(low), math.log(high)).map(math.exp)
 
 
 @dataclass(frozen=True)

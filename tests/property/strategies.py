@@ -14,20 +14,21 @@ from headrace.plan.schedule import build_program, layer_granules, order_granules
 from headrace.timeline import Origin
 
 
-def _log_uniform(low, high):
+def log_uniform(low, high):
+    """Any number between two, each order of magnitude as likely as the next."""
     return st.floats(math.log(low), math.log(high)).map(math.exp)
 
 
 @st.composite
 def profiles(draw):
-    device = draw(st.one_of(st.just(math.inf), _log_uniform(1e10, 1e13)))
+    device = draw(st.one_of(st.just(math.inf), log_uniform(1e10, 1e13)))
     return HardwareProfile(
         name="random",
         origin=Origin.PREDICTED,
         device="cuda",
-        h2d_bytes_per_s=draw(_log_uniform(1e8, 1e12)),
-        d2h_bytes_per_s=draw(_log_uniform(1e8, 1e12)),
-        gemm_flops_per_s={"bfloat16": draw(_log_uniform(1e11, 1e16))},
+        h2d_bytes_per_s=draw(log_uniform(1e8, 1e12)),
+        d2h_bytes_per_s=draw(log_uniform(1e8, 1e12)),
+        gemm_flops_per_s={"bfloat16": draw(log_uniform(1e11, 1e16))},
         device_bytes_per_s=device,
         host_bytes_per_s=1e11,
         device_memory_bytes=2**35,
@@ -40,13 +41,13 @@ def profiles(draw):
 @st.composite
 def layer_times(draw):
     """Times of one layer, over many orders of magnitude; other work on the device in half."""
-    kv_bytes = draw(_log_uniform(1e2, 1e5))
-    others = st.one_of(st.just(0.0), _log_uniform(1e-9, 1e-3))
-    link = draw(_log_uniform(1e8, 1e12))
+    kv_bytes = draw(log_uniform(1e2, 1e5))
+    others = st.one_of(st.just(0.0), log_uniform(1e-9, 1e-3))
+    link = draw(log_uniform(1e8, 1e12))
     return LayerTimes(
         stream_link_s=kv_bytes / link,
         recompute_link_s=kv_bytes * draw(st.floats(0.05, 3)) / link,
-        rebuild_gpu_s=draw(_log_uniform(1e4, 1e10)) / draw(_log_uniform(1e11, 1e16)),
+        rebuild_gpu_s=draw(log_uniform(1e4, 1e10)) / draw(log_uniform(1e11, 1e16)),
         attend_gpu_s=draw(others),
         fixed_gpu_s=draw(others),
     )

@@ -1,11 +1,10 @@
 """Whatever is done to a cache, and whenever transfers happen, attention is that of a plain one."""
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.property.checked_backend import CheckedBackend, watch_reads
-from tests.property.paged_model import PagedModel, make_settings
+from tests.checked_backend import CheckedBackend, watch_reads
+from tests.paged_model import PagedModel, make_settings
 
 from headrace.plan.policies import Policy, Split
 from headrace.runtime.conveyor import Conveyor
@@ -31,14 +30,6 @@ CASES = {
     "rows": st.integers(1, 4),
     "softcap": st.sampled_from([None, None, 3.0]),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from tests.property.planner_strategies import (
     HOST,
     LINK,
     faster,
-    log_uniform,
     machines,
     models,
     scaled,
     workloads,
 )
 from tests.property.reference_step import ReferenceStep, simplex
+from tests.property.strategies import log_uniform
 
 from headrace.plan.decode import layer_times
 from headrace.plan.demands import PATHS, Rate, Schedule, StepWork

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-import torch
+from tests.fixtures import one_thread
 
 from headrace.engine.loading import LoadedModel, load_model
 from headrace.hardware.catalog import machine
@@ -9,14 +9,7 @@ from headrace.hardware.identity import local_identity
 from headrace.hardware.profile import HardwareProfile
 from headrace.timeline import Origin
 
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """A second thread does not pay for tiny tensors, least of all beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["demo", "emulated", "no_stored_profile", "one_thread"]
 
 
 @pytest.fixture(autouse=True)

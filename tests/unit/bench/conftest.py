@@ -1,5 +1,3 @@
-"""As the engine's tests: no bars."""
-
-from tests.unit.engine.conftest import quiet
+from tests.fixtures import quiet
 
 __all__ = ["quiet"]

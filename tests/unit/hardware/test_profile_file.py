@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,12 @@ def test_round_trip(measured, tmp_path):
 def test_round_trip_of_published_machines(name):
     text = json.dumps(profile_to_json(machine(name)), allow_nan=False)
     assert profile_from_json(json.loads(text)) == machine(name)
+
+
+def test_a_rate_without_limit_can_be_stored(measured):
+    endless = replace(measured, rebuild_flops_per_s=math.inf)
+    text = json.dumps(profile_to_json(endless), allow_nan=False)
+    assert profile_from_json(json.loads(text)) == endless
 
 
 def test_a_file_from_before_the_kernel_was_measured_beside_the_link_is_read(measured):

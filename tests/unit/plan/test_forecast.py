@@ -1,26 +1,16 @@
 from dataclasses import replace
 
 import pytest
+from tests.unit.plan.shapes import SMALL
 
 from headrace.hardware.catalog import machine
 from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
-from headrace.model.published import published_shape
 from headrace.plan.forecast import decode_stretches, decode_time, forecast, lane_shares
 from headrace.plan.plan import make_plan, plan_program
 from headrace.plan.simulate import predicted_step_s, simulate
 from headrace.plan.workload import Workload
 from headrace.timeline import Lane, Origin, Span, Timeline
 
-SMALL = replace(
-    published_shape("opt-6.7b"),
-    num_layers=4,
-    d_model=256,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=64,
-    d_ff=1024,
-    vocab_size=512,
-)
 A100 = machine("a100-40gb-pcie4")
 PAPER = machine("paper-a100")
 LINK_ONLY = replace(PAPER, name="link", gemm_flops_per_s={"float16": 1e30})

@@ -2,6 +2,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from tests.unit.plan.shapes import SMALL
 
 from headrace.hardware.catalog import machine
 from headrace.model.cost import (
@@ -21,16 +22,6 @@ from headrace.plan.simulate import simulate
 from headrace.plan.workload import Workload
 from headrace.timeline import Lane
 
-SMALL = replace(
-    published_shape("opt-6.7b"),
-    num_layers=4,
-    d_model=256,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=64,
-    d_ff=1024,
-    vocab_size=512,
-)
 A100 = machine("a100-40gb-pcie4")
 PAPER = machine("paper-a100")
 STORES = (Kind.STORE_KV, Kind.STORE_ACTIVATIONS)

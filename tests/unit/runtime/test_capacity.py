@@ -1,7 +1,7 @@
 """Room for pages: pools grow by a quarter, or by what is needed where a limit allows no more."""
 
 import pytest
-from tests.property.paged_model import make_settings
+from tests.paged_model import make_settings
 
 from headrace.errors import MemoryBudgetError
 from headrace.plan.policies import Policy, Split

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.property.checked_backend import CheckedBackend, watch_reads
-from tests.property.paged_model import LAYERS, WINDOWED, PagedModel, make_settings
+from tests.checked_backend import CheckedBackend, watch_reads
+from tests.paged_model import LAYERS, WINDOWED, PagedModel, make_settings
 
 from headrace.errors import MemoryBudgetError
 from headrace.plan.policies import Policy, Split

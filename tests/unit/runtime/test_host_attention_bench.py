@@ -5,7 +5,7 @@ How fast they are is no test's business.
 
 import pytest
 import torch
-from tests.host_attention_support import native_variants
+from tests.host_attention_support import needs_native
 
 from headrace.errors import HeadraceError
 from headrace.runtime import host_attention_bench as bench
@@ -19,9 +19,6 @@ SETTINGS = [
     Setting(192, 2, 4, SMALL, torch.float32),
     Setting(64, 1, 8, SMALL, torch.float16, large_pages=True),
 ]
-needs_native = pytest.mark.skipif(
-    not native_variants(), reason="the native library cannot be built here"
-)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tests.host_attention_support import CORES, NATIVE, VARIANTS, make_case
+from tests.host_attention_support import CORES, NATIVE, VARIANTS, make_case, needs_native
 
 from headrace.errors import ConfigurationError, HeadraceError
 from headrace.runtime.attention import Scoring, empty_partial
 from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.host_entries import LayerPages, RowEntries
-
-needs_native = pytest.mark.skipif(not NATIVE, reason="the native library cannot be built here")
 
 
 def test_the_result_is_the_callers(attention):

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.host_attention_errors import assert_small
-from tests.host_attention_support import CORES, DTYPES, NATIVE, make_case
+from tests.host_attention_support import CORES, DTYPES, NATIVE, make_case, needs_native
 
 from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.native.library import LOADER
-
-needs_native = pytest.mark.skipif(not NATIVE, reason="the native library cannot be built here")
 
 
 @needs_native

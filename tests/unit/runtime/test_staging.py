@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tests.property.checked_backend import CheckedBackend
+from tests.checked_backend import CheckedBackend
 
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.lanes import Copy

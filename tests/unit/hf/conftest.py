@@ -1,0 +1,15 @@
+import pytest
+
+from headrace.hf import joint_probes, model_probes
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Small probes: no figure is judged here."""
+    monkeypatch.setattr(model_probes, "_GRANULE_BYTES", 1 << 20)
+    monkeypatch.setattr(model_probes, "_REBUILT_BYTES", 1 << 20)
+    monkeypatch.setattr(model_probes, "_HOST_BYTES", 1 << 20)
+    monkeypatch.setattr(model_probes, "_REPEATS", 2)
+    monkeypatch.setattr(joint_probes, "_BUFFER_BYTES", 1 << 18)
+    monkeypatch.setattr(joint_probes, "_COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(joint_probes, "_REPEATS", 2)
