@@ -111,7 +111,7 @@ class Limits:
     gemm_flops_per_s: float = 0.0
     runs: int = 1
     step_s: float = 0.6
-    case_s: float = 25.0
+    case_s: float = 20.0
 
     def exceeded(self, sizes: Sizes, case: Case, steps: int) -> tuple[str, str] | None:
         """Return what sizes are too large for, and that in words; None if for nothing.
