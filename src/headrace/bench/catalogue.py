@@ -127,7 +127,7 @@ _WORKLOADS = (
         "long-context",
         "few rows that are long",
         (
-            Case("long-context-llama-3-8b", "llama-3-8b", 4, 32768, _GROUPED, gpu_memory="21GiB"),
+            Case("long-context-24gib", "llama-3-8b", 4, 32768, _GROUPED, gpu_memory="24GiB"),
             Case("long-context-qwen3-8b", "qwen3-8b", 1, 131072, _GROUPED, (), gpu_memory="32GiB"),
         ),
     ),
