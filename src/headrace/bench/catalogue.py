@@ -15,7 +15,9 @@ PLAIN, OFFLOADED, STATIC = "transformers", "transformers-offloaded", "transforme
 _ALL = ("stream", "kvpr", "recompute", "host", "auto")
 _GROUPED = ("stream", "recompute", "host", "auto")
 _PLAIN = (PLAIN,)
-_EVERY = (PLAIN, OFFLOADED, STATIC)
+RIVAL_NAMES = (PLAIN, OFFLOADED, STATIC)
+"""All rivals."""
+
 
 SUITE = "suite"
 """The name that stands for all workloads."""
@@ -73,7 +75,7 @@ def _paper_latency(prompt_len: int) -> Case:
         "opt-6.7b",
         64,
         prompt_len,
-        rivals=_EVERY,
+        rivals=RIVAL_NAMES,
         gpu_memory="16GiB",
     )
 
@@ -146,8 +148,8 @@ _WORKLOADS = (
         "rivals",
         "all of transformers' own caches beside ours, at sizes at which they can run",
         (
-            Case("rivals-opt-6.7b", "opt-6.7b", 16, 1024, _ALL, _EVERY, "16GiB"),
-            Case("rivals-llama-3-8b", "llama-3-8b", 16, 2048, _GROUPED, _EVERY, "18GiB"),
+            Case("rivals-opt-6.7b", "opt-6.7b", 16, 1024, _ALL, RIVAL_NAMES, "16GiB"),
+            Case("rivals-llama-3-8b", "llama-3-8b", 16, 2048, _GROUPED, RIVAL_NAMES, "18GiB"),
         ),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headrace.bench.catalogue import RIVAL_NAMES
 from headrace.cli import output
 from headrace.units import format_bytes
 
@@ -107,8 +108,15 @@ def _agreement_words(result: CaseResult) -> list[str]:
     if not result.agreements:
         return []
     one = next(iter(result.agreements.values()))
-    worst = max(agreement.max_logit_error for agreement in result.agreements.values())
+    ours = [found for name, found in result.agreements.items() if name not in RIVAL_NAMES]
+    worst = max((agreement.max_logit_error for agreement in ours), default=0.0)
+    inexact = [
+        f"{name} is not exact: its logits differ by {found.max_logit_error:.1e} of their range."
+        for name, found in result.agreements.items()
+        if name in RIVAL_NAMES and not found.passed
+    ]
     return [
         f"Compared with {one.compared_with} over the first {one.steps} tokens: logits differ by "
-        f"{worst:.1e} of their range at most, {one.tolerance:.1e} is allowed."
+        f"{worst:.1e} of their range at most, {one.tolerance:.1e} is allowed.",
+        *inexact,
     ]

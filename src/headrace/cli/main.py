@@ -18,6 +18,9 @@ COMMANDS = ("profile", "plan", "generate", "batch", "audit", "bench", "demo")
 Such a module is imported for every command, so it imports torch and the like inside ``run``.
 """
 
+_SPINS = "50000"
+"""Looks of an idle OpenMP thread before it sleeps: a few hundred microseconds."""
+
 _SUMMARY = "Exact LLM inference with the KV cache in host memory."
 
 
@@ -61,7 +64,9 @@ def _calm_openmp() -> None:
 
     By default they spin. While one of ours copies, paces a link or attends, the spinning takes the
     core that it needs, and every parallel region of torch then stalls for about 5 ms: measured, ten
-    times slower on two cores. Who sets a policy of their own keeps it.
+    times slower on two cores. Who sleeps at once, though, has to be woken for each of a layer's
+    operations; this is for as long as they follow each other, but ends long before a load does. Who
+    sets a policy of their own keeps it.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = _SPINS

@@ -194,7 +194,8 @@ class Planner:
         for order in orders:
             start_s = time.perf_counter()
             decision = self.decider.decide(policy, order)
-            hopeless = not decision.fits or (rival and decision.optimum.step_s > rival.step_s)
+            least_s = decision.optimum.step_s * _HARDLY_FASTER
+            hopeless = not decision.fits or (rival and least_s > rival.step_s)
             if rival is not None and self.lack(rival) <= 0 and hopeless:
                 continue
             yield self._predicted(decision, time.perf_counter() - start_s)
