@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.errors import HeadraceError, MemoryBudgetError
+from headrace.errors import HeadraceError
 from headrace.runtime.lanes import Backend, Copy, Event, Flag, Mailbox
+from headrace.runtime.registered import RegisteredMemory
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane, Origin
 
-_REGISTER_PORTABLE = 1
-_REGISTER_MAPPED = 2
 _WAIT_UNTIL_REACHED = 0
 """CU_STREAM_WAIT_VALUE_GEQ"""
 
@@ -148,7 +147,7 @@ class CudaBackend(Backend):
         self._index = torch.empty(0, device=device).get_device()
         self._streams: dict[Lane, torch.cuda.Stream] = {}
         self._last: dict[tuple[Lane, ...], tuple[Lane, torch.cuda.Event]] = {}
-        self._registered: dict[int, Tensor] = {}
+        self._registered = RegisteredMemory(torch.cuda.cudart())
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._start_load = self._driver.cuMemcpyHtoDAsync_v2
         self._start_store = self._driver.cuMemcpyDtoHAsync_v2
@@ -217,24 +216,12 @@ class CudaBackend(Backend):
         if buffer.numel() == 0:
             return buffer.view(tuple(shape))
         buffer.view(torch.uint8).zero_()
-        size = buffer.numel() * buffer.element_size()
-        status = int(
-            torch.cuda.cudart().cudaHostRegister(
-                buffer.data_ptr(), size, _REGISTER_PORTABLE | _REGISTER_MAPPED
-            )
-        )
-        if status != 0:
-            raise MemoryBudgetError(
-                f"could not register {size} bytes of host memory with CUDA (error {status}); "
-                "lower host_memory, or raise the limit of locked memory (ulimit -l)"
-            )
-        self._registered[buffer.data_ptr()] = buffer
+        self._registered.register(buffer)
         return buffer.view(tuple(shape))
 
     def free_host(self, buffer: Tensor) -> None:
         """Take the registration back; the memory goes with its last tensor."""
-        if self._registered.pop(buffer.data_ptr(), None) is not None:
-            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
+        self._registered.free(buffer)
 
     def mailbox(self, shape: Sequence[int], dtype: torch.dtype) -> Mailbox:
         """Return registered host memory, and the same memory as a tensor of the device."""
@@ -261,8 +248,7 @@ class CudaBackend(Backend):
     def close(self) -> None:
         """Wait for the lanes and release the host memory."""
         self.synchronize()
-        for buffer in list(self._registered.values()):
-            self.free_host(buffer)
+        self._registered.free_all()
 
     def host_marks(self, stored: Event | None) -> list[Event]:
         """Let the current stream, after the store, write a number that a thread can see."""
