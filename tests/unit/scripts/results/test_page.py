@@ -79,7 +79,15 @@ def test_of_each_work_the_newest_run_is_shown(files):
 
 def test_a_run_whose_tokens_differ_is_not_shown(files):
     wrong = second_schema(passed=False)
+    first = wrong["policies"][0]
+    first["agreement"] = {**first["agreement"], "passed": False}
     assert shown({**files, Path("new/opt-6.7b-24gib.json"): wrong}) == shown(files)
+
+
+def test_a_run_in_which_a_rival_alone_differs_is_shown(files):
+    new = Path("new/opt-6.7b-24gib.json")
+    found = shown({**files, new: second_schema(passed=False)})
+    assert found == shown(files) - {BASE.as_posix()} | {str(new)}
 
 
 def test_the_same_work_under_another_name_takes_the_others_place(files):
