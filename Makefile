@@ -30,9 +30,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the demo: headrace demo $(ARGS)
 	$(BIN)/headrace demo $(ARGS)
 
-bench: $(STAMP) ## Run the benchmark suite, or headrace bench $(ARGS)
+COLUMNS := qwen3-0.6b --layers 2 --rows 4 --prompt 256 --weights-on-host 1 --batches 1,4 --policies stream
+
+bench: $(STAMP) ## Run the benchmark suite and column-by-column beside row-by-row, or headrace bench $(ARGS)
 	@mkdir -p out
 	$(BIN)/headrace bench $(or $(ARGS),suite --output out/bench.json --page out/bench.html)
+	$(if $(ARGS),,$(BIN)/headrace bench $(COLUMNS) --output out/columns.json)
 
 results: $(STAMP) ## Write docs/results.md from benchmarks/results; check every figure of the docs
 	$(BIN)/python -m scripts.results $(ARGS)
