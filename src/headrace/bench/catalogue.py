@@ -18,7 +18,6 @@ _PLAIN = (PLAIN,)
 RIVAL_NAMES = (PLAIN, OFFLOADED, STATIC)
 """All rivals."""
 
-
 SUITE = "suite"
 """The name that stands for all workloads."""
 

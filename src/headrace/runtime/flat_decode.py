@@ -137,6 +137,8 @@ class DecodeStep:
         self._places = places
         self._device = device
         self._workspace_bytes = workspace_bytes
+        self._made_bias: Tensor | None = None
+        self._made_pieces: Pieces | None = None
         self._pages: dict[int, Tensor] = {}
         self._room: dict[tuple[int, ...], Partial] = {}
 
@@ -188,14 +190,12 @@ class DecodeStep:
             self._made_bias = bias.masked_fill_(~self._visible, -math.inf)
         return self._made_bias
 
-    _made_bias: Tensor | None = None
-
     def attend_pieces(
         self, kernels: ModuleType, grouped: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
     ) -> Tensor:
         """Do so by the kernels for pages."""
-        rows, heads, queries, width = grouped.shape
-        pieces = self._pieces(rows * 4 * heads * queries * width)
+        _, heads, queries, width = grouped.shape
+        pieces = self._pieces(4 * grouped.numel())
         shape = (pieces.count, heads, queries, width)
         room = self._room.get(shape)
         if room is None:
@@ -215,20 +215,22 @@ class DecodeStep:
         kernels.merge_parts(room, pieces.table, None, None, merged)
         return merged
 
-    def _pieces(self, bytes_per_piece: int) -> Pieces:
-        """Return the rows' pieces: short ones, so that many work at once, but not too many."""
+    def _pieces(self, result_bytes: int) -> Pieces:
+        """Return the rows' pieces: short ones, so that many work at once, but not too many.
+
+        Args:
+            result_bytes: of the results of one piece of every row.
+        """
         if self._made_pieces is None:
             tokens = min(PIECE_TOKENS, self._places)
             longest = max(self._ends)
             while (
                 tokens < self._places
-                and -(-longest // tokens) * bytes_per_piece > self._workspace_bytes
+                and -(-longest // tokens) * result_bytes > self._workspace_bytes
             ):
                 tokens = min(2 * tokens, self._places)
             self._made_pieces = Pieces.of(self._ends, self._hidden, tokens, self._device)
         return self._made_pieces
-
-    _made_pieces: Pieces | None = None
 
     def _pages_of(self, pieces: Pieces, heads: int) -> Tensor:
         """Return where each piece begins in its first head, in tokens of the whole buffer."""

@@ -48,8 +48,23 @@ def attend_prompt(
     Returns:
         The output ``[B, heads, q, D]``; 0 for padding.
     """
+    whole = (0, query.shape[2])
+    if list(spans) == [whole] and len(spans[whole]) == query.shape[0]:
+        return _attend_causally(query, key, value, scale)
+    output = torch.zeros_like(query)
+    for (first, end), rows in spans.items():
+        index = torch.tensor(rows, device=query.device)
+        queries, keys, values = (part[index, :, first:end] for part in (query, key, value))
+        output[index, :, first:end] = _attend_causally(queries, keys, values, scale)
+    return output
+
+
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
     with fast_kernels(query):
-        return _attend_spans(query, key, value, scale, spans)
+        return F.scaled_dot_product_attention(
+            query, key, value, scale=scale, is_causal=True, enable_gqa=grouped
+        )
 
 
 def fast_kernels(query: Tensor) -> AbstractContextManager[None]:
@@ -61,30 +76,3 @@ def fast_kernels(query: Tensor) -> AbstractContextManager[None]:
 
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def _attend_spans(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    spans: dict[tuple[int, int], list[int]],
-) -> Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    whole = (0, query.shape[2])
-    if list(spans) == [whole] and len(spans[whole]) == query.shape[0]:
-        return F.scaled_dot_product_attention(
-            query, key, value, scale=scale, is_causal=True, enable_gqa=grouped
-        )
-    output = torch.zeros_like(query)
-    for (first, end), rows in spans.items():
-        index = torch.tensor(rows, device=query.device)
-        output[index, :, first:end] = F.scaled_dot_product_attention(
-            query[index, :, first:end],
-            key[index, :, first:end],
-            value[index, :, first:end],
-            scale=scale,
-            is_causal=True,
-            enable_gqa=grouped,
-        )
-    return output
