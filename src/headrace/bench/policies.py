@@ -292,14 +292,27 @@ class PolicyRun:
         self._turns += 1
 
     def _time(self) -> None:
-        """Take steps that are timed."""
-        for _ in range(self._options.warmup_steps):
+        """Take steps that are timed, and predict the same ones."""
+        cache, options = self._opened, self._options
+        cache.follow()
+        for _ in range(options.warmup_steps):
             self._step()
         with self._energy:
-            self._steps_s += [self._step() for _ in range(self._options.steps_per_round)]
+            self._steps_s += [self._step() for _ in range(options.steps_per_round)]
+        forwards = options.warmup_steps * self._batches
+        predicted = cache.predicted_timeline(self._label)
+        assert predicted is not None
+        self._predicted_s += self._by_step(step_durations_s(predicted)[forwards:])
+        self._bounds_s += self._by_step(
+            [
+                bound_s(program, self._work.profile, self._dtype)
+                for program in cache.noted_programs[forwards:]
+            ]
+        )
+        cache.follow(False)
 
     def _record(self) -> None:
-        """Take steps that are recorded, and predict the same ones."""
+        """Take steps that are recorded."""
         cache, options = self._opened, self._options
         forwards = options.warmup_steps * self._batches
         cache.trace()
@@ -309,13 +322,6 @@ class PolicyRun:
         predicted = cache.predicted_timeline(self._label)
         assert predicted is not None
         self._predicted = without_first(predicted, forwards)
-        self._predicted_s += self._by_step(step_durations_s(predicted)[forwards:])
-        self._bounds_s += self._by_step(
-            [
-                bound_s(program, self._work.profile, self._dtype)
-                for program in cache.paged.recorder.programs[forwards:]
-            ]
-        )
         cache.trace(False)
         self._timeline, figures = _counted(timeline, forwards)
         self._lanes.append(figures)

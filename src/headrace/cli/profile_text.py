@@ -121,6 +121,7 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
         format_flops,
     )
     yield link("decoding's weights", "dense_bytes_per_s", "alone, reading weights")
+    yield from _of_rows(profile)
     yield link("host's attention", "host_attend_bytes_per_s", "alone, reading K/V")
     yield link("", "host_attend_while_h2d_bytes_per_s", to_device)
     for label, name in (
@@ -131,6 +132,18 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
         ("starting a load", "load_call_s"),
     ):
         yield _Figure(label, getattr(profile, name), name, "in a row of its like", format_seconds)
+
+
+def _of_rows(profile: HardwareProfile) -> Iterator[_Figure]:
+    """Yield the rates at which decoding reads the weights, by the number of rows."""
+    for name, label in (
+        ("dense_curve", "decoding's weights"),
+        ("resident_curve", "with all on the device"),
+    ):
+        for rows, rate in getattr(profile, name):
+            when = f"alone, {rows} row{'s' if rows > 1 else ''}"
+            yield _Figure(label, rate, f"{name}[{rows}]", when, format_rate)
+            label = ""
 
 
 def _products(profile: HardwareProfile) -> Iterator[_Figure]:

@@ -29,14 +29,13 @@ from headrace.hardware.probe_figures import (
     probe_memory,
     probe_together,
 )
-from headrace.hardware.profile import UNPACED, HardwareProfile, Measurement
+from headrace.hardware.profile import UNPACED, HardwareProfile, Measurement, RowsPoint
 from headrace.timeline import Origin
 from headrace.units import format_flops, format_rate, format_seconds
 
 EXTRA_FIELDS = (
     "attend_bytes_per_s",
     "attend_call_s",
-    "dense_bytes_per_s",
     "h2d_while_attend_bytes_per_s",
     "host_attend_bytes_per_s",
     "host_attend_while_h2d_bytes_per_s",
@@ -45,6 +44,9 @@ EXTRA_FIELDS = (
     "rebuild_flops_per_s",
 )
 """Fields of a profile that ``extra_probes`` fill; other extra probes are kept as measurements."""
+
+CURVES = ("dense_curve", "resident_curve")
+"""Fields that they fill point by point: ``dense_curve[8]`` is the rate at eight rows."""
 
 
 ExtraProbes = Mapping[str, Callable[[HardwareProfile], float]]
@@ -171,12 +173,13 @@ def add_extra_probes(
         profile: what was measured so far.
         extra_probes: by name, a callable that is given ``profile``, measures once and returns
             bytes, or FLOPs, a second, or seconds. It is called once more to warm up. The names of
-            ``EXTRA_FIELDS`` become fields of the profile; all are kept in ``measurements``.
+            ``EXTRA_FIELDS`` become fields of the profile, those of ``CURVES`` points of them; all
+            are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.
     """
     measured: dict[str, Measurement] = {}
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     for name, probe in extra_probes.items():
         probe(profile)
         found = Measurement.of([probe(profile) for _ in range(repeats)])
@@ -185,12 +188,21 @@ def add_extra_probes(
         measured[key] = found
         if name in EXTRA_FIELDS:
             figures[name] = found.median if pace is None else min(pace, found.median)
+        for curve in CURVES:
+            if name.startswith(f"{curve}["):
+                known = figures.get(curve, getattr(profile, curve))
+                figures[curve] = _with_point(known, int(name[len(curve) + 1 : -1]), found.median)
         if progress:
             progress(f"{key}: {_words(name, found.median)}")
     if not measured:
         return profile
     together = {**profile.measurements, **measured}
-    return replace(profile, measurements=together, **figures)  # type: ignore[arg-type]
+    return replace(profile, measurements=together, **figures)
+
+
+def _with_point(curve: tuple[RowsPoint, ...], rows: int, rate: float) -> tuple[RowsPoint, ...]:
+    """Return a curve with one point more, or another rate at one."""
+    return tuple(sorted((dict(curve) | {rows: rate}).items()))
 
 
 def _pace_of(name: str, profile: HardwareProfile) -> float | None:
@@ -206,4 +218,5 @@ def _words(name: str, figure: float) -> str:
     """Return a figure as its name says: FLOPs a second, bytes a second, or seconds."""
     if name.endswith("_flops_per_s"):
         return format_flops(figure)
-    return format_rate(figure) if name.endswith("_per_s") else format_seconds(figure)
+    is_rate = name.endswith(("_per_s", "]"))
+    return format_rate(figure) if is_rate else format_seconds(figure)

@@ -33,6 +33,12 @@ UNPACED = "unpaced_"
 RatePoint = tuple[int, float]
 """Bytes of one transfer, and the rate in bytes a second that transfers of that size reach."""
 
+RowsPoint = tuple[int, float]
+"""Rows of a forward, and the rate in bytes a second at which it then reads the weights."""
+
+_MOST_BEYOND = 4
+"""How many times the most rows of a curve it is continued to."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -98,8 +104,11 @@ class HardwareProfile:
         launch_latency_s: what each kernel takes besides its work.
         attend_bytes_per_s: rate at which the device's attention reads K/V, or None: see
             ``attend_rate``.
-        dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``. A
-            measured one has in it what a layer takes besides, however little it attends to.
+        dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``.
+        dense_curve: the same by rows, ascending. It has in it what a layer takes besides, however
+            little it attends to.
+        resident_curve: likewise, where all of the cache is on the device and a step goes the short
+            way.
         host_attend_bytes_per_s: rate at which the host's attention reads K/V, or None: see
             ``host_attend_rate``.
         attend_call_s: what attending to a granule on the device takes, however small it is, or
@@ -164,6 +173,8 @@ class HardwareProfile:
     host_attend_while_h2d_bytes_per_s: float | None = None
     interconnect_bytes_per_s: float | None = None
     host_attends: bool = True
+    dense_curve: tuple[RowsPoint, ...] = ()
+    resident_curve: tuple[RowsPoint, ...] = ()
     gemm_curve: tuple[GemmPoint, ...] = ()
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     emulates: str | None = None
@@ -245,12 +256,19 @@ class HardwareProfile:
             self.device_bytes_per_s if self.attend_bytes_per_s is None else self.attend_bytes_per_s
         )
 
-    @property
-    def dense_rate(self) -> float:
-        """Bytes a second at which decoding reads the weights.
+    def dense_rate(self, rows: float, *, resident: bool = False) -> float:
+        """Return the rate at which decoding reads the weights, in bytes a second.
 
+        Between two numbers of rows that were measured, the time that a byte takes is interpolated.
         Where it was not measured: the rate of the device's memory.
+
+        Args:
+            rows: rows of a forward.
+            resident: whether all of the cache is on the device.
         """
+        curve = (resident and self.resident_curve) or self.dense_curve
+        if curve:
+            return 1.0 / _seconds_per_byte(curve, rows)
         return self.device_bytes_per_s if self.dense_bytes_per_s is None else self.dense_bytes_per_s
 
     @property
@@ -319,5 +337,23 @@ class HardwareProfile:
         ]
         figures += [(f"h2d_curve at {size}", rate) for size, rate in self.h2d_curve]
         figures += [(f"d2h_curve at {size}", rate) for size, rate in self.d2h_curve]
+        figures += [(f"dense_curve at {rows}", rate) for rows, rate in self.dense_curve]
+        figures += [(f"resident_curve at {rows}", rate) for rows, rate in self.resident_curve]
         figures += [(f"gemm_curve at {p.tokens}", p.flops_per_s) for p in self.gemm_curve]
         return [(label, value) for label, value in figures if value is not None]
+
+
+def _seconds_per_byte(curve: Sequence[RowsPoint], rows: float) -> float:
+    """Return the seconds that a byte of weights takes with so many rows.
+
+    Fewer rows than were measured take what the fewest take; more of them go on as the last two
+    points lead, up to a few times as many.
+    """
+    if len(curve) == 1 or rows <= curve[0][0]:
+        return 1.0 / curve[0][1]
+    rows = min(rows, _MOST_BEYOND * curve[-1][0])
+    above = next((place for place, point in enumerate(curve) if point[0] >= rows), len(curve) - 1)
+    (few, fast), (many, slow) = curve[above - 1 : above + 1]
+    share = (rows - few) / (many - few)
+    found = (1.0 - share) / fast + share / slow
+    return found if share <= 1.0 else max(found, 1.0 / slow)

@@ -16,11 +16,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from headrace.errors import ProfileError
 from headrace.hardware.profile import HardwareProfile
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when a field is added or changes its meaning."""
 
-READ_VERSIONS = (1, 2)
-"""Files of other versions are not read. 1 has no rates of the host's attention beside the link."""
+READ_VERSIONS = (1, 2, 3)
+"""Files of other versions are not read.
+
+1 has no rates of the host's attention beside the link, 2 none of dense work by rows.
+"""
 
 
 def profile_to_json(profile: HardwareProfile) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from headrace.hf.attachment import Attachment, DecodeLayer, attach, detach
 from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
 from headrace.hf.weights import device_bytes
 from headrace.model.projection import LayerProjection
+from headrace.plan.operations import Program
 from headrace.plan.plan import Plan
 from headrace.plan.simulate import simulate
 from headrace.plan.workload import Workload
@@ -123,21 +124,34 @@ class AttachedCache(Cache):
             self._paged.recorder.clear()
             self._paged.recorder.enabled = enabled
 
+    def follow(self, enabled: bool = True) -> None:
+        """Note from the next step on what is to run, for ``predicted_timeline``, but not when.
+
+        What was noted or recorded is forgotten. Steps take no longer.
+        """
+        self.paged.recorder.clear()
+        self.paged.recorder.keeps_programs = enabled
+
     def timeline(self, label: str = "") -> Timeline:
         """Return what was recorded since ``trace``."""
         return self.paged.recorder.timeline(self.origin, label)
 
     def predicted_timeline(self, label: str = "") -> Timeline | None:
-        """Return the simulation of what ``timeline`` recorded: the same programs, step by step.
+        """Return the simulation of what was recorded or followed: the same programs, step by step.
 
-        Where nothing was recorded: of a few decode steps over the cache as it is. None without a
+        Where there is nothing, of a few decode steps over the cache as it is. None without a
         profile.
         """
         if self._planned is None or self._planned.profile is None:
             return None
-        programs = self.paged.recorder.programs or (self.paged.decode_program(),) * 4
+        programs = self.noted_programs
         dtype = self._planned.settings.shape.dtype
         return simulate(programs, self._planned.profile, dtype, label=label)
+
+    @property
+    def noted_programs(self) -> tuple[Program, ...]:
+        """The programs that were recorded or followed; else those of a few steps from here."""
+        return self.paged.recorder.programs or (self.paged.decode_program(),) * 4
 
     @property
     def origin(self) -> Origin:

@@ -16,7 +16,8 @@ import torch
 from headrace.hardware.emulation import Pace
 from headrace.hardware.probe_device import CpuProbeDevice, ProbeDevice, Work, busy, open_device
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.model_probes import host_attending, median_s, rebuilding
+from headrace.hf.model_probes import host_attending, rebuilding
+from headrace.hf.probe_timing import median_s
 from headrace.model.shape import ModelShape
 
 _BUFFER_BYTES = 1 << 27

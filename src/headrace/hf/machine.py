@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from headrace.hardware.probes import ExtraProbes
+from headrace.hardware.probes import CURVES, ExtraProbes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.store import load_or_measure
-from headrace.hf import joint_probes, model_probes
+from headrace.hf import joint_probes, model_probes, step_probes
 from headrace.hf.attachment import attach, detach
 from headrace.hf.shape import model_shape
 from headrace.hf.slice import small_model_of
@@ -63,11 +63,29 @@ def machine_profile(
             "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
             **host_probes(*cache),
             "load_call_s": lambda _: model_probes.load_call_s(parameter.device, parameter.dtype),
-            "dense_bytes_per_s": lambda _: model_probes.dense_rate(model, shape),
+            **dense_probes(model, shape),
             "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
             "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
         },
     )
+
+
+def dense_probes(model: nn.Module, shape: ModelShape) -> ExtraProbes:
+    """Return probes of a step's dense work, by rows, with waits and on the short way.
+
+    Args:
+        model: on the device that is to be measured.
+        shape: its shape.
+    """
+
+    def probe(rows: int, resident: bool) -> Callable[[HardwareProfile], float]:
+        return lambda _: step_probes.dense_rate(model, shape, rows, resident=resident)
+
+    return {
+        f"{curve}[{rows}]": probe(rows, curve == "resident_curve")
+        for curve in CURVES
+        for rows in step_probes.DENSE_ROWS
+    }
 
 
 def host_probes(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> ExtraProbes:

@@ -6,12 +6,11 @@ launching of kernels are counted.
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -19,11 +18,8 @@ from torch import nn
 
 from headrace.hardware.probe_device import CpuProbeDevice, busy
 from headrace.hf.attachment import attach, detach
-from headrace.model.cost import (
-    head_weight_bytes,
-    layer_weight_bytes,
-    rebuild_flops_per_token,
-)
+from headrace.hf.probe_timing import REPEATS, WAIT_S, median_s
+from headrace.model.cost import rebuild_flops_per_token
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
 from headrace.runtime.attention import EntryTable, Scoring, empty_partial
@@ -46,11 +42,9 @@ _TIMES_LARGER = 4
 
 _REBUILT_BYTES = 1 << 24
 _WORKSPACE_BYTES = 1 << 28
-_DENSE_ROWS = 8
 _LOADED_ELEMENTS = 64
 _HOST_BYTES = 1 << 28
 _HOST_ROWS = 8
-_REPEATS = 7
 
 
 def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
@@ -78,7 +72,7 @@ def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -
     """
 
     def seconds(pages: int) -> float:
-        return median_s(_attending(shape, device, dtype, pages), device, _CALLS_IN_A_ROW)
+        return _one_call_s(_attending(shape, device, dtype, pages), device)
 
     return _call_s(seconds, 2, device)
 
@@ -141,7 +135,7 @@ def load_call_s(device: torch.device, dtype: torch.dtype) -> float:
         target = backend.device_buffer((2, _LOADED_ELEMENTS), dtype)
         copies = [Copy(target[part], source[part]) for part in range(2)]
         seconds = []
-        for _ in range(_REPEATS + 1):
+        for _ in range(REPEATS + 1):
             start_s = time.perf_counter()
             for _ in range(_CALLS_IN_A_ROW):
                 backend.transfer(Lane.LOAD_KV, copies, [backend.mark()])
@@ -197,9 +191,12 @@ def rebuild_rate(model: nn.Module, shape: ModelShape) -> float:
     parameter = next(model.parameters())
     pages = max(1, _REBUILT_BYTES // (_PAGE_TOKENS * shape.d_model * parameter.element_size()))
     # A GPU's first rebuild in a row also takes the time to launch it; a CPU has no such queue.
-    seconds = _rebuild_s(model, shape, pages, _GRANULES_IN_A_ROW if parameter.is_cuda else 1)
-    flops = pages * _PAGE_TOKENS * rebuild_flops_per_token(shape)
-    return flops / seconds if seconds else math.inf
+    in_a_row = _GRANULES_IN_A_ROW if parameter.is_cuda else 1
+    with _rebuilding(model, shape, pages) as rebuild:
+        if rebuild is None:
+            return math.inf
+        seconds = median_s(rebuild, parameter.device, in_a_row)
+    return pages * _PAGE_TOKENS * rebuild_flops_per_token(shape) / seconds
 
 
 def rebuild_call_s(model: nn.Module, shape: ModelShape) -> float:
@@ -209,8 +206,12 @@ def rebuild_call_s(model: nn.Module, shape: ModelShape) -> float:
         Seconds; on a CPU those besides its work (see ``_call_s``). 0 where nothing can be rebuilt.
     """
     device = next(model.parameters()).device
-    in_a_row = _CALLS_IN_A_ROW if device.type == "cuda" else 1
-    return _call_s(lambda pages: _rebuild_s(model, shape, pages, in_a_row), 1, device)
+
+    def seconds(pages: int) -> float:
+        with _rebuilding(model, shape, pages) as rebuild:
+            return 0.0 if rebuild is None else _one_call_s(rebuild, device)
+
+    return _call_s(seconds, 1, device)
 
 
 def _call_s(seconds: Callable[[int], float], pages: int, device: torch.device) -> float:
@@ -232,12 +233,28 @@ def _call_s(seconds: Callable[[int], float], pages: int, device: torch.device) -
     return max(0.0, small_s - work_s)
 
 
-def _rebuild_s(model: nn.Module, shape: ModelShape, pages: int, in_a_row: int) -> float:
+def _one_call_s(work: Callable[[], object], device: torch.device) -> float:
+    """Return what a call takes in a step.
+
+    A GPU's calls are launched in a row. A CPU's follow a wait for the link or the host's cores:
+    its threads sleep and its caches hold other things, which a call after another would not show.
+    """
+    if device.type == "cuda":
+        return median_s(work, device, _CALLS_IN_A_ROW)
+    return median_s(work, device, wait_s=WAIT_S)
+
+
+@contextmanager
+def _rebuilding(
+    model: nn.Module, shape: ModelShape, pages: int
+) -> Iterator[Callable[[], object] | None]:
+    """Yield work that rebuilds a layer's pages from X; None where nothing can be rebuilt."""
     attachment = attach(model)
     try:
         usable = [one for one in attachment.projections if isinstance(one, LayerProjection)]
         if not usable:
-            return 0.0
+            yield None
+            return
         parameter = next(model.parameters())
         size = (pages, _PAGE_TOKENS, shape.d_model)
         activations = torch.randn(size, device=parameter.device).to(parameter.dtype)
@@ -246,52 +263,6 @@ def _rebuild_s(model: nn.Module, shape: ModelShape, pages: int, in_a_row: int) -
             rotary.table.reserve(_PAGE_TOKENS, parameter)
         positions = torch.arange(_PAGE_TOKENS, device=parameter.device).expand(pages, -1)
         with torch.no_grad():
-            return median_s(
-                lambda: usable[0].rebuild(activations, positions), parameter.device, in_a_row
-            )
+            yield lambda: usable[0].rebuild(activations, positions)
     finally:
         detach(model)
-
-
-def dense_rate(model: nn.Module, shape: ModelShape) -> float:
-    """Measure once at which rate a decode step of a few rows reads the model's weights.
-
-    The step is one with a cache of ours in which nothing is in pages yet: what our hooks, the
-    attention to the newest tokens and the merges take besides their work counts as dense work.
-
-    Returns:
-        Bytes of weights a second.
-    """
-    from headrace.hf.cache import HostCache
-
-    device = next(model.parameters()).device
-    token = torch.zeros((_DENSE_ROWS, 1), dtype=torch.int64, device=device)
-    with HostCache(model, policy="stream", reserve_tokens=_REPEATS + 2) as cache:
-
-        def forward() -> None:
-            with torch.no_grad():
-                model(input_ids=token, past_key_values=cache, use_cache=True)
-
-        seconds = median_s(forward, device)
-    weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
-    return weights / seconds
-
-
-def median_s(work: Callable[[], object], device: torch.device, in_a_row: int = 1) -> float:
-    """Return the median seconds of some work, done so often in a row, after a warm-up."""
-    seconds = []
-    collected = gc.isenabled()
-    # A collection in the middle would be counted as work; decoding runs without, too.
-    gc.disable()
-    try:
-        for _ in range(_REPEATS + 1):
-            start_s = time.perf_counter()
-            for _ in range(in_a_row):
-                work()
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()
-            seconds.append((time.perf_counter() - start_s) / in_a_row)
-    finally:
-        if collected:
-            gc.enable()
-    return statistics.median(seconds[1:])

@@ -93,6 +93,11 @@ class StepBuilder:
             batch.rows for layer, batches in turns if not layer for batch in batches
         )
         self._serial = order.policy is Policy.KVPR
+        self._is_short = not any(
+            batch.granules[layer] or (batch.host_tokens and batch.host_tokens[layer])
+            for layer, batches in turns
+            for batch in batches
+        )
         self._loads = 0
         self._dense = -1
         self._merges: list[int] = []
@@ -129,6 +134,7 @@ class StepBuilder:
         load_number: int = -1,
         weights_number: int = -1,
         fixed_s: float = 0.0,
+        is_short: bool = False,
         waits_for: tuple[int, ...] = (),
     ) -> int:
         """Append an operation and return its index."""
@@ -147,6 +153,7 @@ class StepBuilder:
                 load_number,
                 weights_number,
                 fixed_s,
+                is_short,
                 waits_for,
             )
         )
@@ -177,6 +184,7 @@ class StepBuilder:
             memory_bytes=head_weight_bytes(self._shape),
             flops=head_dense_flops(self._shape, rows),
             tokens=rows,
+            is_short=self._is_short,
         )
 
     def _add_dense(self, layer: int, rows: int) -> int:
@@ -188,6 +196,7 @@ class StepBuilder:
             flops=rows * self._costs.dense_flops,
             tokens=rows * self._q_len,
             fixed_s=self._order.communication_s * rows / self._all_rows,
+            is_short=self._is_short,
             waits_for=self._weights.loads,
         )
 

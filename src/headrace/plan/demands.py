@@ -53,7 +53,7 @@ def demands(work: StepWork, profile: HardwareProfile, paths: tuple[str, ...]) ->
     Raises:
         ProfileError: the machine has no rate for the model's element type.
     """
-    device = DeviceTime(work, profile)
+    device = DeviceTime(work, profile, resident=paths == ("resident",))
     link = [*cache_loads(work, profile, paths), _weight_loads(work, profile)]
     found = [
         Demand.of(Resource.LINK, *link),

@@ -29,14 +29,16 @@ class DeviceTime:
     Args:
         work: the step.
         profile: the machine.
+        resident: whether all of the cache is on the device.
     """
 
-    def __init__(self, work: StepWork, profile: HardwareProfile) -> None:
+    def __init__(self, work: StepWork, profile: HardwareProfile, *, resident: bool = False) -> None:
         self._work = work
         self._profile = profile
         self._gemm_flops_per_s = profile.gemm_rate(work.shape.dtype)
         # Of dense kernels there are as many as passes, each over a part of the rows.
         self._rows = work.rows / work.passes
+        self._dense_bytes_per_s = profile.dense_rate(self._rows, resident=resident)
 
     def everything(self, paths: tuple[str, ...]) -> Iterator[Term]:
         """Yield all of the device's work where some paths may be taken."""
@@ -94,7 +96,7 @@ class DeviceTime:
                 layer_dense_flops(group.shape, 1) * self._rows,
                 layer_weight_bytes(group.shape),
                 self._gemm_flops_per_s,
-                self._profile.dense_rate,
+                self._dense_bytes_per_s,
             )
 
     def head(self) -> Iterator[Term]:
@@ -137,7 +139,7 @@ class DeviceTime:
             head_dense_flops(shape, 1) * self._rows,
             head_weight_bytes(shape),
             self._gemm_flops_per_s,
-            self._profile.dense_rate,
+            self._dense_bytes_per_s,
         )
 
     def _attend(self, name: str, tokens: float, shape: ModelShape) -> Term:

@@ -68,6 +68,8 @@ class Operation:
             the last operation that needs those weights, theirs; else -1. They go through
             ``Program.weight_slots`` slots as the loads of the cache go through the ring's.
         fixed_s: seconds that it takes besides, such as for exchanging results between devices.
+        is_short: whether it belongs to a step that goes the short way, since all of the cache is on
+            the device.
         waits_for: indices of operations of this program that must have finished. That a load may
             only refill a slot when the last reader of load ``n - S`` has finished is a property of
             the ring, and not listed here: who runs the program adds it.
@@ -85,6 +87,7 @@ class Operation:
     load_number: int = -1
     weights_number: int = -1
     fixed_s: float = 0.0
+    is_short: bool = False
     waits_for: tuple[int, ...] = ()
 
 

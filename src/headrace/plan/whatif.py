@@ -29,7 +29,13 @@ _HOST = (
     "host_while_h2d_bytes_per_s",
     "host_attend_while_h2d_bytes_per_s",
 )
-_DEVICE_MEMORY = ("device_bytes_per_s", "attend_bytes_per_s", "dense_bytes_per_s")
+_DEVICE_MEMORY = (
+    "device_bytes_per_s",
+    "attend_bytes_per_s",
+    "dense_bytes_per_s",
+    "dense_curve",
+    "resident_curve",
+)
 _ARITHMETIC = ("gemm_flops_per_s", "rebuild_flops_per_s", "gemm_while_h2d_flops_per_s")
 
 
@@ -118,6 +124,8 @@ def scaled(profile: HardwareProfile, names: tuple[str, ...], factor: float) -> H
         value = getattr(profile, name)
         if isinstance(value, (int, float)):
             changes[name] = value * factor
+        elif isinstance(value, tuple):
+            changes[name] = tuple((size, rate * factor) for size, rate in value)
         elif value is not None:
             changes[name] = {key: rate * factor for key, rate in value.items()}
     return replace(profile, **changes)  # type: ignore[arg-type]

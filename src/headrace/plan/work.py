@@ -37,7 +37,7 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
     if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
         memory_bytes_per_s = profile.attend_rate
     elif op.kind is Kind.DENSE:
-        memory_bytes_per_s = profile.dense_rate
+        memory_bytes_per_s = profile.dense_rate(op.tokens, resident=op.is_short)
     is_rebuild = op.kind is Kind.REBUILD
     flops_per_s = profile.rebuild_rate(dtype) if is_rebuild else profile.gemm_rate(dtype)
     return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s) + op.fixed_s

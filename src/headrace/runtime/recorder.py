@@ -25,16 +25,21 @@ class Recorder:
     """A list of operations with the events of their ends.
 
     Recording costs nothing while ``enabled`` is false.
+
+    Attributes:
+        enabled: whether operations and programs are noted.
+        keeps_programs: whether at least programs are; that takes no time.
     """
 
     def __init__(self) -> None:
         self.enabled = False
+        self.keeps_programs = False
         self._records: list[_Record] = []
         self._programs: list[Program] = []
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """The programs of the steps that were recorded."""
+        """The programs of the steps since they have been noted."""
         return tuple(self._programs)
 
     def clear(self) -> None:
@@ -44,7 +49,7 @@ class Recorder:
 
     def note_program(self, program: Program) -> None:
         """Note that a step runs this program."""
-        if self.enabled:
+        if self.enabled or self.keeps_programs:
             self._programs.append(program)
 
     def note(self, step: int, operation: Operation, event: Event) -> None:

@@ -133,10 +133,22 @@ def test_what_link_and_cores_get_at_once_is_held_to_the_paces():
 def test_extra_probes_are_warmed_up_and_added():
     rates = iter([100.0, 3.0, 1.0, 2.0])
     before = machine("paper-a100")
-    after = add_extra_probes(before, {"dense_bytes_per_s": lambda _: next(rates)}, repeats=3)
-    assert after.dense_rate == 2.0
-    assert after.measurements["dense_bytes_per_s"].maximum == 3.0
+    after = add_extra_probes(before, {"attend_bytes_per_s": lambda _: next(rates)}, repeats=3)
+    assert after.attend_rate == 2.0
+    assert after.measurements["attend_bytes_per_s"].maximum == 3.0
     assert add_extra_probes(before, {}) is before
+
+
+def test_extra_probes_make_curves_point_by_point():
+    rates = {"dense_curve[8]": 2.0, "resident_curve[1]": 5.0, "dense_curve[1]": 4.0}
+    probes = {name: lambda _, rate=rate: rate for name, rate in rates.items()}
+    said = []
+    after = add_extra_probes(machine("paper-a100"), probes, progress=said.append)
+    assert (after.dense_curve, after.resident_curve) == (((1, 4.0), (8, 2.0)), ((1, 5.0),))
+    assert all(after.is_measured(name) for name in rates)
+    assert said[0] == "dense_curve[8]: 2.0 B/s"
+    again = add_extra_probes(after, {"dense_curve[8]": lambda _: 1.0})
+    assert again.dense_curve == ((1, 4.0), (8, 1.0))
 
 
 @pytest.mark.parametrize(

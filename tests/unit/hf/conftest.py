@@ -1,6 +1,6 @@
 import pytest
 
-from headrace.hf import joint_probes, model_probes
+from headrace.hf import joint_probes, model_probes, probe_timing, step_probes
 
 
 @pytest.fixture
@@ -9,7 +9,8 @@ def small(monkeypatch):
     monkeypatch.setattr(model_probes, "_GRANULE_BYTES", 1 << 20)
     monkeypatch.setattr(model_probes, "_REBUILT_BYTES", 1 << 20)
     monkeypatch.setattr(model_probes, "_HOST_BYTES", 1 << 20)
-    monkeypatch.setattr(model_probes, "_REPEATS", 2)
+    for module in (model_probes, probe_timing, step_probes):
+        monkeypatch.setattr(module, "REPEATS", 2)
     monkeypatch.setattr(joint_probes, "_BUFFER_BYTES", 1 << 18)
     monkeypatch.setattr(joint_probes, "_COPY_BYTES", 1 << 16)
     monkeypatch.setattr(joint_probes, "_REPEATS", 2)

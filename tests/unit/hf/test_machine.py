@@ -5,7 +5,7 @@ import pytest
 
 from headrace.errors import ConfigurationError, ProfileError
 from headrace.hardware import store
-from headrace.hardware.probes import EXTRA_FIELDS, add_extra_probes
+from headrace.hardware.probes import CURVES, EXTRA_FIELDS, add_extra_probes
 from headrace.hardware.profile_file import load_profile
 from headrace.hardware.store import profile_path
 from headrace.hf import model_probes
@@ -39,6 +39,8 @@ def test_the_machine_is_measured_once_at_the_models_shapes(demo, probes):
     for figure in EXTRA_FIELDS:
         assert 0 <= getattr(profile, figure) < math.inf
         assert any(line.startswith(figure) for line in lines)
+    for curve in CURVES:
+        assert [rows for rows, _ in getattr(profile, curve)] == [1, 8, 64]
     again = machine_profile(demo.model)
     assert again == profile
     ((device, _, quick, emulate),) = probes

@@ -5,17 +5,18 @@ import pytest
 import torch
 from tests.support import shared_model
 
-from headrace.hf import model_probes
+from headrace.hf import model_probes, probe_timing, step_probes
 from headrace.hf.machine import shape_of
 from headrace.hf.model_probes import (
     attend_call_s,
     attend_rate,
-    dense_rate,
     host_attend_rate,
     load_call_s,
     rebuild_call_s,
     rebuild_rate,
 )
+from headrace.hf.step_probes import dense_rate
+from headrace.model.cost import head_weight_bytes, layer_weight_bytes
 
 
 def test_rates_of_the_demo_are_positive(demo, small):
@@ -27,7 +28,8 @@ def test_rates_of_the_demo_are_positive(demo, small):
         host_attend_rate(shape, torch.float32),
         host_attend_rate(shape, torch.float32, beside_compute=True),
         rebuild_rate(demo.model, shape),
-        dense_rate(demo.model, shape),
+        *(dense_rate(demo.model, shape, rows) for rows in (1, 3)),
+        dense_rate(demo.model, shape, 3, resident=True),
     ):
         assert 0 < rate < math.inf
     for call_s in (attend_call_s(*cache), rebuild_call_s(demo.model, shape)):
@@ -69,6 +71,32 @@ def test_a_model_that_cannot_be_rebuilt_has_a_rate_without_limit(demo, monkeypat
 
 def test_the_median_leaves_the_warm_up_out(monkeypatch):
     moments = iter([0.0, 100.0, 100.0, 101.0, 101.0, 104.0, 104.0, 106.0])
-    monkeypatch.setattr(model_probes, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
-    monkeypatch.setattr(model_probes, "_REPEATS", 3)
-    assert model_probes.median_s(lambda: None, torch.device("cpu")) == 2.0
+    waits = []
+    clock = SimpleNamespace(perf_counter=lambda: next(moments), sleep=waits.append)
+    monkeypatch.setattr(probe_timing, "time", clock)
+    monkeypatch.setattr(probe_timing, "REPEATS", 3)
+    assert probe_timing.median_s(lambda: None, torch.device("cpu"), wait_s=0.5) == 2.0
+    assert waits == [0.5] * 4
+
+
+def test_dense_work_is_measured_between_waits_that_do_not_count(monkeypatch, demo, small):
+    """Time passes while the probe sleeps, and at no other moment."""
+    clock = SimpleNamespace(now=0.0, waits=0)
+
+    def sleep(seconds):
+        clock.now += seconds
+        clock.waits += 1
+
+    def look():
+        clock.now += 1.0  # from one look to the next
+        return clock.now
+
+    monkeypatch.setattr(step_probes, "time", SimpleNamespace(perf_counter=look, sleep=sleep))
+    shape = shape_of(demo.model)
+    weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
+    # Two looks at each wait: one second passes within it, and one besides.
+    assert dense_rate(demo.model, shape, 2) == pytest.approx(weights / (1 + shape.num_layers))
+    assert clock.waits == 3 * shape.num_layers
+    assert dense_rate(demo.model, shape, 2, resident=True) == pytest.approx(weights)
+    assert clock.waits == 3 * shape.num_layers
+    assert not any(module._forward_pre_hooks for module in demo.model.modules())

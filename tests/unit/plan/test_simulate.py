@@ -119,6 +119,14 @@ def test_compute_takes_the_slower_of_flops_and_memory():
     assert operation_work_s(replace(op, flops=1000), profile, "x") == 1000
 
 
+def test_dense_work_takes_longer_with_more_rows_and_less_on_the_short_way():
+    profile = replace(PROFILE, dense_curve=((1, 4.0), (8, 2.0)), resident_curve=((1, 5.0),))
+    op = replace(compute(0, 1), kind=Kind.DENSE, memory_bytes=100, tokens=1)
+    assert operation_work_s(op, profile, "x") == 25
+    assert operation_work_s(replace(op, tokens=8), profile, "x") == 50
+    assert operation_work_s(replace(op, is_short=True), profile, "x") == 20
+
+
 def test_steps_of_a_short_timeline():
     assert steady_step_s(simulate(two_loads(), PROFILE, "x", 1)) == 5
     assert steady_step_s(simulate(two_loads(), PROFILE, "x", 2)) == 4

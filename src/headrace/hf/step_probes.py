@@ -1,0 +1,82 @@
+"""At which rate a decode step reads the weights, and does all else that is not the cache's.
+
+The step is a model's own, with a cache of ours in which nothing is in pages yet. What our hooks,
+attention to the newest tokens, merges and taking the likeliest token need counts as dense work.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from headrace.hf.attachment import attach, detach
+from headrace.hf.probe_timing import REPEATS, WAIT_S, no_collection
+from headrace.model.cost import head_weight_bytes, layer_weight_bytes
+from headrace.model.shape import ModelShape
+
+DENSE_ROWS = (1, 8, 64)
+"""Numbers of rows at which dense work is measured."""
+
+
+def dense_rate(model: nn.Module, shape: ModelShape, rows: int, *, resident: bool = False) -> float:
+    """Measure once at which rate a decode step reads the model's weights.
+
+    Args:
+        model: the model.
+        shape: its shape.
+        rows: sequences.
+        resident: whether all of the cache is on the device, so that steps go the short way. Else
+            each layer of a step waits for the link or the host's cores; on a CPU there is a pause
+            before each layer's attention, which does not count: what comes after a wait begins with
+            threads that sleep and caches that hold other things.
+
+    Returns:
+        Bytes of weights a second.
+    """
+    from headrace.hf.cache import HostCache
+
+    device = next(model.parameters()).device
+    token = torch.zeros((rows, 1), dtype=torch.int64, device=device)
+    policy = "resident" if resident else "stream"
+    seconds = []
+    pauses = _Pauses(model, 0.0 if resident or device.type == "cuda" else WAIT_S)
+    cache = HostCache(model, policy=policy, reserve_tokens=REPEATS + 2)
+    with cache, pauses, torch.no_grad(), no_collection():
+        for _ in range(REPEATS + 1):
+            pauses.seconds = 0.0
+            start_s = time.perf_counter()
+            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
+            logits[:, -1].argmax(dim=-1).tolist()
+            seconds.append(time.perf_counter() - start_s - pauses.seconds)
+    weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
+    return weights / statistics.median(seconds[1:])
+
+
+class _Pauses:
+    """Pauses before each layer's attention, and how long they were."""
+
+    def __init__(self, model: nn.Module, pause_s: float) -> None:
+        self.seconds = 0.0
+        self._model = model
+        self._pause_s = pause_s
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> _Pauses:
+        if self._pause_s:
+            for layer in attach(self._model).layers:
+                self._hooks.append(layer.module.register_forward_pre_hook(self._pause))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if self._pause_s:
+            detach(self._model)
+
+    def _pause(self, module: nn.Module, args: object) -> None:
+        start_s = time.perf_counter()
+        time.sleep(self._pause_s)
+        self.seconds += time.perf_counter() - start_s
