@@ -110,8 +110,8 @@ class Limits:
     link_bytes_per_s: float | None = None
     gemm_flops_per_s: float = 0.0
     runs: int = 1
-    step_s: float = 0.6
-    case_s: float = 20.0
+    step_s: float = 0.5
+    case_s: float = 16.0
 
     def exceeded(self, sizes: Sizes, case: Case, steps: int) -> tuple[str, str] | None:
         """Return what sizes are too large for, and that in words; None if for nothing.

@@ -172,17 +172,16 @@ def add_extra_probes(
     Args:
         profile: what was measured so far.
         extra_probes: by name, a callable that is given ``profile``, measures once and returns
-            bytes, or FLOPs, a second, or seconds. It is called once more to warm up. The names of
-            ``EXTRA_FIELDS`` become fields of the profile, those of ``CURVES`` points of them; all
-            are kept in ``measurements``.
+            bytes, or FLOPs, a second, or seconds. The names of ``EXTRA_FIELDS`` become fields of
+            the profile, and it is called once more to warm up; those of ``CURVES`` become points
+            of them, and warm themselves up. All are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.
     """
     measured: dict[str, Measurement] = {}
     figures: dict[str, Any] = {}
-    for name, probe in extra_probes.items():
-        probe(profile)
-        found = Measurement.of([probe(profile) for _ in range(repeats)])
+    for name, samples in _in_turn(profile, extra_probes, repeats).items():
+        found = Measurement.of(samples)
         pace = _pace_of(name, profile)
         key = name if pace is None else UNPACED + name
         measured[key] = found
@@ -198,6 +197,20 @@ def add_extra_probes(
         return profile
     together = {**profile.measurements, **measured}
     return replace(profile, measurements=together, **figures)
+
+
+def _in_turn(
+    profile: HardwareProfile, extra_probes: ExtraProbes, repeats: int
+) -> dict[str, list[float]]:
+    """Return what probes measured, which took turns: what disturbs one repeat spares the others."""
+    for name, probe in extra_probes.items():
+        if not name.startswith(CURVES):
+            probe(profile)
+    found: dict[str, list[float]] = {name: [] for name in extra_probes}
+    for _ in range(repeats):
+        for name, probe in extra_probes.items():
+            found[name].append(probe(profile))
+    return found
 
 
 def _with_point(curve: tuple[RowsPoint, ...], rows: int, rate: float) -> tuple[RowsPoint, ...]:

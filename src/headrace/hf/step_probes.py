@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from headrace.hf.attachment import attach, detach
-from headrace.hf.probe_timing import REPEATS, WAIT_S, no_collection
+from headrace.hf.probe_timing import WAIT_S, no_collection
 from headrace.model.cost import head_weight_bytes, layer_weight_bytes
 from headrace.model.shape import ModelShape
 
 DENSE_ROWS = (1, 8, 64)
 """Numbers of rows at which dense work is measured."""
+
+_STEPS = 3
 
 
 def dense_rate(model: nn.Module, shape: ModelShape, rows: int, *, resident: bool = False) -> float:
@@ -43,9 +45,9 @@ def dense_rate(model: nn.Module, shape: ModelShape, rows: int, *, resident: bool
     policy = "resident" if resident else "stream"
     seconds = []
     pauses = _Pauses(model, 0.0 if resident or device.type == "cuda" else WAIT_S)
-    cache = HostCache(model, policy=policy, reserve_tokens=REPEATS + 2)
+    cache = HostCache(model, policy=policy, reserve_tokens=_STEPS + 2)
     with cache, pauses, torch.no_grad(), no_collection():
-        for _ in range(REPEATS + 1):
+        for _ in range(_STEPS + 1):
             pauses.seconds = 0.0
             start_s = time.perf_counter()
             logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
