@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from headrace.errors import ConfigurationError, UnsupportedModelError
 from headrace.hf.attached_cache import AttachedCache
-from headrace.hf.attachment import Attachment
+from headrace.hf.attachment import Attachment, DecodeLayer
 from headrace.hf.memory_errors import memory_errors
 from headrace.hf.planning import CacheOptions
 from headrace.hf.replanning import Replanning
+from headrace.hf.replay import RecordedForward, Replays
 from headrace.plan.workload import Workload
+from headrace.runtime.attention import Scoring
 
 _LEAST_PREFILL_TOKENS = 1024
 
@@ -71,8 +73,13 @@ class RowsCache(AttachedCache):
         self._device = next(model.parameters()).device
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._forward: _Forward | None = None
+        self._instead: DecodeLayer | None = None
         self.replanning: Replanning | None = None
         """What changes the split as the batch does; None where it is to stay."""
+        placed = self._attachment.placed is not None
+        self._replays = Replays(
+            self._run_instead, self._device, "its weights move" if placed else None
+        )
         self.capacity = workload.rows
         """Rows that there is room for on the device."""
         try:
@@ -182,24 +189,78 @@ class RowsCache(AttachedCache):
                 self.replanning.before_decode(rows)
         self.paged.reserve(new, rows)
         self._forward = _Forward(rows, new, first, next_rows)
-        ids = [[0] * count + list(some) for count, some in zip(padding, tokens, strict=True)]
-        positions = torch.tensor(first)[:, None] + torch.arange(longest)
         with torch.inference_mode(), memory_errors():
-            output = self._model(
-                input_ids=torch.tensor(ids).to(self._device),
-                position_ids=positions.clamp_min(0).to(self._device),
-                past_key_values=self,
-                use_cache=True,
-                **self._extra,
+            if longest == 1 and (recorded := self._replays.of_rows(len(rows))) is not None:
+                return self._replay(recorded, [some[0] for some in tokens], first)
+            ids = [[0] * count + list(some) for count, some in zip(padding, tokens, strict=True)]
+            positions = torch.tensor(first)[:, None] + torch.arange(longest)
+            logits = self._run(
+                torch.tensor(ids).to(self._device), positions.clamp_min(0).to(self._device)
             )
-            logits: Tensor = output.logits[:, -1].float()
+            return logits[:, -1].float()
+
+    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Run the model with this cache; return logits ``[B, q, V]``, or of the last input."""
+        output = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=self,
+            use_cache=True,
+            **self._extra,
+        )
+        logits: Tensor = output.logits
         return logits
+
+    def _run_instead(self, ids: Tensor, positions: Tensor, attend: DecodeLayer) -> Tensor:
+        """Run the model on one token a row, without the cache: something else attends."""
+        self._instead = attend
+        try:
+            return self._run(ids, positions)
+        finally:
+            self._instead = None
+
+    def _replay(self, recorded: RecordedForward, tokens: list[int], first: list[int]) -> Tensor:
+        """Run a forward that was recorded; return logits, float32 ``[B, V]``."""
+        failed = True
+        try:
+            self.begin_forward(self._attachment, {"position_ids": torch.tensor(first)[:, None]})
+            logits = recorded.run(tokens, first, self.decode or self._attend_generated)
+            failed = False
+        finally:
+            self.end_forward(failed)
+        return logits[:, -1].float()
+
+    def _attend_generated(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
+        """Attend one layer's new tokens, of which no X is kept."""
+        return self.attend_layer(layer, None, query, key, value, scoring)
+
+    @property
+    def decode(self) -> DecodeLayer | None:
+        """What attends instead of ``attend_layer`` in the forward that has begun, if it may."""
+        return self._instead or super().decode
+
+    @property
+    def needs_activations(self) -> bool:
+        """Whether X is kept of some tokens."""
+        return self._instead is None and super().needs_activations
+
+    def end_forward(self, failed: bool) -> None:
+        """Finish the forward (called by the model's hook)."""
+        if self._instead is None:
+            super().end_forward(failed)
+        else:
+            self._running = False
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def begin_forward(self, attachment: Attachment, inputs: dict[str, Any]) -> None:
         """Place a forward's tokens (called by the model's hook)."""
         self._check_owner(attachment)
+        if self._instead is not None:
+            self._running = True
+            return
         forward, self._forward = self._forward, None
         if forward is None:
             raise ConfigurationError("a RowsCache is for its own forward(); use a HostCache")

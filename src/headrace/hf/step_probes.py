@@ -6,21 +6,26 @@ attention to the newest tokens, merges and taking the likeliest token need count
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.hf.attachment import attach, detach
 from headrace.hf.probe_timing import WAIT_S, no_collection
 from headrace.model.cost import head_weight_bytes, layer_weight_bytes
 from headrace.model.shape import ModelShape
+from headrace.plan.workload import Workload
 
 DENSE_ROWS = (1, 8, 64)
 """Numbers of rows at which dense work is measured."""
 
-_STEPS = 3
+_FIRST_STEPS, _STEPS = 2, 3
+"""Steps that warm up, of which a GPU records the last to replay it, and steps that count."""
 
 
 def dense_rate(model: nn.Module, shape: ModelShape, rows: int, *, resident: bool = False) -> float:
@@ -38,23 +43,43 @@ def dense_rate(model: nn.Module, shape: ModelShape, rows: int, *, resident: bool
     Returns:
         Bytes of weights a second.
     """
-    from headrace.hf.cache import HostCache
-
     device = next(model.parameters()).device
-    token = torch.zeros((rows, 1), dtype=torch.int64, device=device)
-    policy = "resident" if resident else "stream"
     seconds = []
     pauses = _Pauses(model, 0.0 if resident or device.type == "cuda" else WAIT_S)
-    cache = HostCache(model, policy=policy, reserve_tokens=_STEPS + 2)
-    with cache, pauses, torch.no_grad(), no_collection():
-        for _ in range(_STEPS + 1):
+    with _stepping(model, rows, "resident" if resident else "stream") as step, pauses:
+        for _ in range(_FIRST_STEPS + _STEPS):
             pauses.seconds = 0.0
             start_s = time.perf_counter()
-            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-            logits[:, -1].argmax(dim=-1).tolist()
+            step().argmax(dim=-1).tolist()
             seconds.append(time.perf_counter() - start_s - pauses.seconds)
     weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
-    return weights / statistics.median(seconds[1:])
+    return weights / statistics.median(seconds[_FIRST_STEPS:])
+
+
+@contextmanager
+def _stepping(model: nn.Module, rows: int, policy: str) -> Iterator[Callable[[], Tensor]]:
+    """Yield a decode step with a cache of a policy: as engines take it, where the model lets them.
+
+    Returns the logits of the next token, ``[B, V]``.
+    """
+    from headrace.hf.cache import HostCache
+    from headrace.hf.planning import CacheOptions
+    from headrace.hf.rows_cache import RowsCache
+
+    steps = _FIRST_STEPS + _STEPS
+    with torch.no_grad(), no_collection():
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            options = CacheOptions.checked(policy, None, None, None, None, None, poison=False)
+            with RowsCache(model, Workload(rows, 1, steps), options) as cache:
+                numbers = cache.add(rows)
+                yield lambda: cache.forward(numbers, [[0]] * rows)
+        else:
+            token = torch.zeros(
+                (rows, 1), dtype=torch.int64, device=next(model.parameters()).device
+            )
+            with HostCache(model, policy=policy, reserve_tokens=steps) as host_cache:
+                inputs = {"input_ids": token, "past_key_values": host_cache, "use_cache": True}
+                yield lambda: model(**inputs).logits[:, -1]
 
 
 class _Pauses:
