@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from headrace.hf.attachment import DecodeLayer
+from headrace.model.shape import ModelShape
 from headrace.runtime.attention import Scoring
 
 SWITCH = "HEADRACE_GRAPHS"
@@ -30,14 +31,35 @@ SWITCH = "HEADRACE_GRAPHS"
 _BEFORE = 2
 """Forwards of so many rows come before theirs is recorded."""
 
-_MOST_KEPT = 8
+MOST_KEPT = 4
 """Numbers of rows whose forwards are kept."""
+
+_PASSING = 4
+"""Tensors of a layer's inner width, and of the model's, that exist at once."""
+
+_LOGIT_BYTES = 4
 
 _TOLERANCE = 4
 """Allowed difference from the model's own forward, in units of the element type's precision."""
 
 RunModel = Callable[[Tensor, Tensor, DecodeLayer], Tensor]
 """(ids ``[B, 1]``, positions ``[B, 1]``, what attends) to logits ``[B, 1, V]``."""
+
+
+def replay_bytes(shape: ModelShape, rows: int) -> int:
+    """Return about the most device memory that recorded forwards of up to so many rows take.
+
+    Each keeps the queries, keys and values of its layers, and its logits; in one pool, all of them
+    have what passes through a layer.
+
+    Args:
+        shape: the model.
+        rows: the most rows.
+    """
+    per_row = sum((one.num_heads + 2 * one.num_kv_heads) * one.head_dim for one in shape.layers)
+    passing = _PASSING * (shape.d_model + shape.d_ff)
+    logits = shape.vocab_size * _LOGIT_BYTES
+    return rows * (MOST_KEPT * (per_row * shape.dtype_bytes + logits) + passing * shape.dtype_bytes)
 
 
 class Graph(Protocol):
@@ -232,7 +254,7 @@ class Replays:
             self._kept.clear()
             return None
         self._kept[rows] = made
-        while len(self._kept) > _MOST_KEPT:
+        while len(self._kept) > MOST_KEPT:
             forgotten, _ = self._kept.popitem(last=False)
             self._seen[forgotten] = 0
         return made

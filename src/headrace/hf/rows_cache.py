@@ -98,8 +98,12 @@ class RowsCache(AttachedCache):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided differently from what was asked, or changed since, and why."""
-        words = None if self.replanning is None else self.replanning.words()
-        return super().notes if words is None else (*super().notes, words)
+        notes = list(super().notes)
+        if self.replanning is not None and (words := self.replanning.words()):
+            notes.append(words)
+        if self._device.type == "cuda" and self._replays.reason is not None:
+            notes.append(f"decode steps are launched kernel by kernel: {self._replays.reason}")
+        return tuple(notes)
 
     @property
     def broken(self) -> bool:

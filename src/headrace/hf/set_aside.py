@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from headrace.hf.attachment import Attachment, attach, detach
+from headrace.hf.replay import replay_bytes
 from headrace.hf.shape import model_shape
 from headrace.hf.weights import device_bytes, placed_weights
 from headrace.model.shape import ModelShape
@@ -77,7 +78,7 @@ def set_aside(
 
     That is what a model has beside matrices (norms, biases, embeddings of positions), what is kept
     on the device because a parameter is streamed whole or not at all, the libraries' workspaces,
-    and tables whose size follows the tokens.
+    recorded forwards, and tables whose size follows the tokens.
 
     Args:
         model: with its weights where they are to be.
@@ -89,7 +90,9 @@ def set_aside(
     streamed = 0.0 if attachment.placed is None else attachment.placed.share
     counted = sum(weight_items(shape, streamed).values())
     fixed = max(0, device_bytes(model, device) - counted)
-    fixed += LIBRARY_BYTES if device.type == "cuda" else 0
+    if device.type == "cuda":
+        fixed += LIBRARY_BYTES
+        fixed += 0 if attachment.placed else replay_bytes(shape, workload.rows)
     fixed += INDEX_BYTES * workload.rows * workload.max_context
     if attachment.why_not_rebuilt is None:
         fixed += _rotary_bytes(attachment, workload.max_context)
