@@ -95,6 +95,12 @@ def _fits(rows: int) -> Case:
     return Case(f"fits-{rows}", "llama-3-8b", rows, 512, ("resident", "auto"), rounds=4, steps=10)
 
 
+def _weights(model: str) -> Case:
+    # A step takes long, and differs little from the next one.
+    policies = ("stream", "auto")
+    return Case(f"weights-{model}", model, 32, 1024, policies, (), "24GiB", rounds=1)
+
+
 _WORKLOADS = (
     NamedWorkload(
         "paper-latency",
@@ -136,8 +142,8 @@ _WORKLOADS = (
         "weights-on-host",
         "models that do not fit the device",
         (
-            Case("weights-opt-30b", "opt-30b", 32, 1024, ("stream", "auto"), (), "24GiB"),
-            Case("weights-llama-3-70b", "llama-3-70b", 32, 1024, ("stream", "auto"), (), "24GiB"),
+            _weights("opt-30b"),
+            _weights("llama-3-70b"),
         ),
     ),
     NamedWorkload(

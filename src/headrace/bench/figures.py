@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from headrace.bench.measurement import Agreement, RivalMeasurement, Unable
-from headrace.bench.policies import PolicyMeasurement
+from headrace.bench.measurement import Agreement, PolicyMeasurement, RivalMeasurement, Unable
 from headrace.bench.rivals import RIVALS
 from headrace.bench.suite import CaseResult
 from headrace.hardware.profile import HardwareProfile

@@ -2,69 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headrace.timeline import H2D_LANES, Lane, Origin, Span, Timeline
-
-
-@dataclass(frozen=True)
-class LaneFigures:
-    """What the lanes did in some steps.
-
-    Attributes:
-        busy: of each lane that had work, the share of the time in which it was busy, 0 to 1.
-        link_busy: share of the time in which the link to the device was busy.
-        device_busy: share of the time in which the device computed.
-        link_bytes_per_s: what came through the link, while it was busy; 0 where nothing came.
-        host_attend_bytes_per_s: keys and values that the host's cores read, while they attended.
-        dram_bytes_per_s: what link and cores read of host memory, over all of the time.
-        rebuild_flops_per_s: of rebuilding keys and values, while it was under way.
-    """
-
-    busy: Mapping[Lane, float]
-    link_busy: float
-    device_busy: float
-    link_bytes_per_s: float
-    host_attend_bytes_per_s: float
-    dram_bytes_per_s: float
-    rebuild_flops_per_s: float
-
-    @classmethod
-    def of(cls, timeline: Timeline, start_s: float, finish_s: float) -> LaneFigures:
-        """Return the figures of a part of a timeline.
-
-        Rates while something is busy are of the whole timeline, shares of the time of the part.
-        """
-        loads = timeline.select(H2D_LANES)
-        host = timeline.select([Lane.HOST_ATTEND])
-        rebuilt = [span for span in timeline.spans if span.kind == "rebuild"]
-        read = sum(_bytes_within(span, start_s, finish_s) for span in (*loads, *host))
-        lanes = [lane for lane in Lane if timeline.select([lane])]
-        return cls(
-            busy={lane: timeline.busy_share([lane], start_s, finish_s) for lane in lanes},
-            link_busy=timeline.busy_share(H2D_LANES, start_s, finish_s),
-            device_busy=timeline.busy_share([Lane.COMPUTE], start_s, finish_s),
-            link_bytes_per_s=_rate(loads, timeline.busy_s(H2D_LANES)),
-            host_attend_bytes_per_s=_rate(host, timeline.busy_s([Lane.HOST_ATTEND])),
-            dram_bytes_per_s=read / (finish_s - start_s),
-            rebuild_flops_per_s=_ratio(
-                sum(span.flops for span in rebuilt), sum(span.duration_s for span in rebuilt)
-            ),
-        )
-
-
-def _bytes_within(span: Span, start_s: float, finish_s: float) -> float:
-    inside_s = min(span.finish_s, finish_s) - max(span.start_s, start_s)
-    return span.size_bytes * max(0.0, inside_s) / span.duration_s if span.duration_s > 0 else 0.0
-
-
-def _rate(spans: tuple[Span, ...], busy_s: float) -> float:
-    return _ratio(sum(span.size_bytes for span in spans), busy_s)
-
-
-def _ratio(amount: float, duration_s: float) -> float:
-    return amount / duration_s if duration_s > 0 else 0.0
+from headrace.bench.lane_figures import LaneFigures
+from headrace.timeline import Origin, Timeline
 
 
 @dataclass(frozen=True)
@@ -132,3 +73,102 @@ class Unable:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class PolicyMeasurement:
+    """One policy's decode steps.
+
+    Attributes:
+        policy: the policy.
+        batches: forwards of a step: 1 for column-by-column, several for row-by-row.
+        origin: measured, or emulated when the link was slowed down on purpose.
+        recompute_fraction: share of the prompts that is kept as X.
+        resident_fraction: share of the prompts whose K/V stay on the device.
+        stream_fraction: share of the prompts whose K/V on the host are brought to the device.
+        host_fraction: share of the prompts that the host's cores attend to.
+        prefill_s: seconds to the first token.
+        step_s: median seconds of a decode step.
+        step_s_range: least and largest.
+        predicted_step_s: the same program by simulation, with the profile's rates.
+        bound_s: the least that the profile's rates allow for the step's work.
+        link_bytes: bytes that a step brings to the device.
+        lanes: what the lanes did, as medians over the rounds.
+        peak_gpu_bytes: peak device memory.
+        host_bytes: host memory of the cache.
+        grown_bytes: device memory that torch reserved further while decoding, after the first
+            step (0 on a CPU, where this is not counted).
+        energy_j: joules that the GPU took for a step, on average; None where it does not tell.
+        predicted: the predicted timeline.
+        measured: the measured timeline of the last round.
+        token_ids: each row's tokens: the greedy ones, or those of the run it is compared with.
+        notes: what was decided differently from what was asked, and why.
+    """
+
+    policy: str
+    batches: int
+    origin: Origin
+    recompute_fraction: float
+    resident_fraction: float
+    stream_fraction: float
+    host_fraction: float
+    prefill_s: float
+    step_s: float
+    step_s_range: tuple[float, float]
+    predicted_step_s: float
+    bound_s: float
+    link_bytes: int
+    lanes: LaneFigures
+    peak_gpu_bytes: int
+    host_bytes: int
+    grown_bytes: int
+    energy_j: float | None
+    predicted: Timeline
+    measured: Timeline
+    token_ids: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The policy, with the number of its batches if there are several."""
+        return run_name(self.policy, self.batches)
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Rate of the link while it was busy."""
+        return self.lanes.link_bytes_per_s
+
+    @property
+    def link_busy(self) -> float:
+        """Share of the time in which the link was busy, 0 to 1."""
+        return self.lanes.link_busy
+
+    @property
+    def device_busy(self) -> float:
+        """Share of the time in which the device computed, 0 to 1."""
+        return self.lanes.device_busy
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second of all rows while decoding."""
+        return len(self.token_ids) / self.step_s
+
+    @property
+    def bound_share(self) -> float:
+        """How near the step comes to its bound: 1 is as fast as the rates allow."""
+        return self.bound_s / self.step_s
+
+    @property
+    def prediction_error(self) -> float:
+        """How far the prediction is off, as a share of what was measured."""
+        return self.predicted_step_s / self.step_s - 1.0
+
+    @property
+    def binding_busy(self) -> float:
+        """Busy share of the busier of link and device."""
+        return max(self.link_busy, self.device_busy)
+
+
+def run_name(policy: str, batches: int = 1) -> str:
+    """Return what a run of a policy is called."""
+    return policy if batches == 1 else f"{policy}, {batches} batches"

@@ -9,14 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from headrace.bench.comparison import Comparison
 from headrace.bench.counts import EnergyCount, MemoryCount
-from headrace.bench.measurement import LaneFigures
+from headrace.bench.lane_figures import LaneFigures, medians
+from headrace.bench.measurement import PolicyMeasurement, run_name
 from headrace.bench.turns import take_turns
 from headrace.engine.rows_batch import RowsBatch
 from headrace.hardware.profile import HardwareProfile
@@ -24,101 +25,7 @@ from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
 from headrace.plan.simulate import bound_s, step_durations_s
 from headrace.plan.workload import Workload
-from headrace.timeline import Lane, Origin, Timeline, without_first
-
-
-@dataclass(frozen=True)
-class PolicyMeasurement:
-    """One policy's decode steps.
-
-    Attributes:
-        policy: the policy.
-        batches: forwards of a step: 1 for column-by-column, several for row-by-row.
-        origin: measured, or emulated when the link was slowed down on purpose.
-        recompute_fraction: share of the prompts that is kept as X.
-        resident_fraction: share of the prompts whose K/V stay on the device.
-        stream_fraction: share of the prompts whose K/V on the host are brought to the device.
-        host_fraction: share of the prompts that the host's cores attend to.
-        prefill_s: seconds to the first token.
-        step_s: median seconds of a decode step.
-        step_s_range: least and largest.
-        predicted_step_s: the same program by simulation, with the profile's rates.
-        bound_s: the least that the profile's rates allow for the step's work.
-        link_bytes: bytes that a step brings to the device.
-        lanes: what the lanes did, as medians over the rounds.
-        peak_gpu_bytes: peak device memory.
-        host_bytes: host memory of the cache.
-        grown_bytes: device memory that torch reserved further while decoding, after the first
-            step (0 on a CPU, where this is not counted).
-        energy_j: joules that the GPU took for a step, on average; None where it does not tell.
-        predicted: the predicted timeline.
-        measured: the measured timeline of the last round.
-        token_ids: each row's tokens: the greedy ones, or those of the run it is compared with.
-        notes: what was decided differently from what was asked, and why.
-    """
-
-    policy: str
-    batches: int
-    origin: Origin
-    recompute_fraction: float
-    resident_fraction: float
-    stream_fraction: float
-    host_fraction: float
-    prefill_s: float
-    step_s: float
-    step_s_range: tuple[float, float]
-    predicted_step_s: float
-    bound_s: float
-    link_bytes: int
-    lanes: LaneFigures
-    peak_gpu_bytes: int
-    host_bytes: int
-    grown_bytes: int
-    energy_j: float | None
-    predicted: Timeline
-    measured: Timeline
-    token_ids: tuple[tuple[int, ...], ...]
-    notes: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The policy, with the number of its batches if there are several."""
-        return run_name(self.policy, self.batches)
-
-    @property
-    def link_bytes_per_s(self) -> float:
-        """Rate of the link while it was busy."""
-        return self.lanes.link_bytes_per_s
-
-    @property
-    def link_busy(self) -> float:
-        """Share of the time in which the link was busy, 0 to 1."""
-        return self.lanes.link_busy
-
-    @property
-    def device_busy(self) -> float:
-        """Share of the time in which the device computed, 0 to 1."""
-        return self.lanes.device_busy
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens a second of all rows while decoding."""
-        return len(self.token_ids) / self.step_s
-
-    @property
-    def bound_share(self) -> float:
-        """How near the step comes to its bound: 1 is as fast as the rates allow."""
-        return self.bound_s / self.step_s
-
-    @property
-    def prediction_error(self) -> float:
-        """How far the prediction is off, as a share of what was measured."""
-        return self.predicted_step_s / self.step_s - 1.0
-
-    @property
-    def binding_busy(self) -> float:
-        """Busy share of the busier of link and device."""
-        return max(self.link_busy, self.device_busy)
+from headrace.timeline import Lane, Timeline, without_first
 
 
 @dataclass(frozen=True)
@@ -210,11 +117,6 @@ class BatchWork:
     def device(self) -> torch.device:
         """The model's device."""
         return next(self.model.parameters()).device
-
-
-def run_name(policy: str, batches: int = 1) -> str:
-    """Return what a run of a policy is called."""
-    return policy if batches == 1 else f"{policy}, {batches} batches"
 
 
 class PolicyRun:
@@ -348,7 +250,7 @@ class PolicyRun:
             predicted_step_s=statistics.median(self._predicted_s),
             bound_s=statistics.median(self._bounds_s),
             link_bytes=self._batch.link_bytes,
-            lanes=_medians(self._lanes),
+            lanes=medians(self._lanes),
             peak_gpu_bytes=self._memory.peak_bytes(cache.peak_gpu_bytes),
             host_bytes=cache.paged.host_bytes,
             grown_bytes=self._memory.grown_bytes,
@@ -390,19 +292,3 @@ def _counted(timeline: Timeline, warmup_steps: int) -> tuple[Timeline, LaneFigur
     finish_s = max(span.finish_s for span in compute)
     figures = LaneFigures.of(timeline, start_s, finish_s)
     return without_first(timeline, warmup_steps), figures
-
-
-def _medians(of_rounds: Sequence[LaneFigures]) -> LaneFigures:
-    """Return the median of each figure over the rounds."""
-    names = [one.name for one in fields(LaneFigures) if one.name != "busy"]
-    lanes = {lane: None for figures in of_rounds for lane in figures.busy}
-    return LaneFigures(
-        busy={
-            lane: statistics.median(figures.busy.get(lane, 0.0) for figures in of_rounds)
-            for lane in lanes
-        },
-        **{
-            name: statistics.median(getattr(figures, name) for figures in of_rounds)
-            for name in names
-        },
-    )

@@ -13,8 +13,8 @@ from torch import nn
 from headrace.bench.budgets import Budget, choose_budget, choose_wanted
 from headrace.bench.catalogue import PLAIN, Case
 from headrace.bench.comparison import Comparison, allowed_error
-from headrace.bench.measurement import Agreement, RivalMeasurement, Unable
-from headrace.bench.policies import BatchWork, MeasureOptions, PolicyMeasurement, PolicyRun
+from headrace.bench.measurement import Agreement, PolicyMeasurement, RivalMeasurement, Unable
+from headrace.bench.policies import BatchWork, MeasureOptions, PolicyRun
 from headrace.bench.rivals import RIVALS, RivalRun
 from headrace.bench.sizes import Fitted, Limits, Most, fit
 from headrace.bench.turns import Run, take_turns

@@ -9,8 +9,7 @@ from headrace.cli import output
 from headrace.units import format_bytes
 
 if TYPE_CHECKING:
-    from headrace.bench.measurement import RivalMeasurement
-    from headrace.bench.policies import PolicyMeasurement
+    from headrace.bench.measurement import PolicyMeasurement, RivalMeasurement
     from headrace.bench.suite import CaseResult
 
 _COLUMNS = (

@@ -13,7 +13,7 @@ from headrace.cli.measured import comparison_json, comparison_table, machine_wor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from headrace.bench.policies import PolicyMeasurement
+    from headrace.bench.measurement import PolicyMeasurement
 
 POLICIES = ("stream", "kvpr", "recompute", "resident")
 EMULATED = "a100-40gb-pcie4"

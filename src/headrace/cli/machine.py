@@ -160,4 +160,5 @@ def profile(
         quick=quick,
         progress=progress,
         extra_probes=extra_probes,
+        kind=getattr(shape, "kind", None),
     )

@@ -9,7 +9,7 @@ from headrace.cli import output
 from headrace.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
-    from headrace.bench.policies import PolicyMeasurement
+    from headrace.bench.measurement import PolicyMeasurement
     from headrace.hardware.profile import HardwareProfile
 
 _COLUMNS = (

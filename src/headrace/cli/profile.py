@@ -113,7 +113,6 @@ def _measured_anew(
     from headrace.hardware.catalog import machine as published
     from headrace.hardware.probes import profile_machine
     from headrace.hardware.profile_file import save_profile
-    from headrace.hardware.store import profile_path
 
     if args.emulate is not None:
         published(args.emulate)
@@ -127,10 +126,17 @@ def _measured_anew(
         extra_probes=_extra_probes(args, shape),
     )
     try:
-        save_profile(profile, profile_path(profile.device, shape, args.dtype, args.emulate))
+        save_profile(profile, _path(args, shape, profile))
     except ProfileError as error:
         progress(f"the profile is not kept: {error}")
     return profile
+
+
+def _path(args: argparse.Namespace, shape: ModelShape | None, profile: HardwareProfile) -> Path:
+    from headrace.hardware.store import profile_path
+
+    kind = None if shape is None else shape.kind
+    return profile_path(profile.device, shape, args.dtype, args.emulate, kind)
 
 
 def _kept_at(
@@ -138,9 +144,8 @@ def _kept_at(
 ) -> Path | None:
     """Return where the profile is stored, or None if the store could not be written."""
     from headrace.hardware.profile_file import load_profile
-    from headrace.hardware.store import profile_path
 
-    path = profile_path(profile.device, shape, args.dtype, args.emulate)
+    path = _path(args, shape, profile)
     try:
         return path if load_profile(path) == profile else None
     except ProfileError:

@@ -199,6 +199,18 @@ def add_extra_probes(
     return replace(profile, measurements=together, **figures)
 
 
+def without_extra(profile: HardwareProfile) -> HardwareProfile:
+    """Return the profile without the figures that extra probes add."""
+    names = (*EXTRA_FIELDS, *CURVES)
+    left = {
+        name: figure
+        for name, figure in profile.measurements.items()
+        if not name.removeprefix(UNPACED).startswith(names)
+    }
+    fields: dict[str, Any] = dict.fromkeys(EXTRA_FIELDS) | dict.fromkeys(CURVES, ())
+    return replace(profile, measurements=left, **fields)
+
+
 def _in_turn(
     profile: HardwareProfile, extra_probes: ExtraProbes, repeats: int
 ) -> dict[str, list[float]]:

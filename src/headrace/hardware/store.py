@@ -16,6 +16,7 @@ from headrace.hardware.probes import (
     ExtraProbes,
     add_extra_probes,
     profile_machine,
+    without_extra,
 )
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.profile_file import load_profile, save_profile
@@ -40,6 +41,7 @@ def profile_path(
     shape: KVProjection | None = None,
     dtype: str | None = None,
     emulate: str | None = None,
+    kind: str | None = None,
 ) -> Path:
     """Return where the profile for this device, shape and link is kept.
 
@@ -48,10 +50,11 @@ def profile_path(
         shape: the model whose K/V projections are measured, or None for ``DEFAULT_WIDTHS``.
         dtype: element type; by default the shape's.
         emulate: the machine that is emulated, or None.
+        kind: of model, where figures of its layers are in the profile, or None.
     """
     widths = shape or DEFAULT_WIDTHS
-    link = f"-{emulate}" if emulate else ""
-    name = f"{device}{link}-{widths.d_model}x{widths.d_kv}-{dtype or widths.dtype}.json"
+    link, of_kind = (f"-{part}" if part else "" for part in (emulate, kind))
+    name = f"{device}{link}-{widths.d_model}x{widths.d_kv}-{dtype or widths.dtype}{of_kind}.json"
     return cache_directory() / name
 
 
@@ -64,13 +67,15 @@ def load_or_measure(
     quick: bool = False,
     progress: Progress | None = None,
     extra_probes: ExtraProbes | None = None,
+    kind: str | None = None,
     measure: Callable[..., HardwareProfile] = profile_machine,
 ) -> HardwareProfile:
     """Return this machine's profile: the stored one while it holds, else a new one, then stored.
 
     A stored profile holds while the machine and the versions of torch and headrace are the same.
     One that was measured quickly does not stand in for a full one. Extra probes that a stored
-    profile lacks are measured and added.
+    profile lacks are measured and added. What does not depend on the kind of model is measured once
+    for all kinds of the same widths.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -81,6 +86,7 @@ def load_or_measure(
         progress: is called with a line of text for each figure, and with why anything is measured
             again or cannot be stored.
         extra_probes: see ``headrace.hardware.probes.add_extra_probes``.
+        kind: of model, whose figures extra probes measure (``ModelShape.kind``); None: no model's.
         measure: what measures, for tests.
 
     Raises:
@@ -91,8 +97,21 @@ def load_or_measure(
     say = progress or (lambda _: None)
     extra = extra_probes or {}
     opened = open_device(device)
-    path = profile_path(opened.name, shape, dtype, emulate)
+    path = profile_path(opened.name, shape, dtype, emulate, kind)
     stored, reason = _stored(path, opened.name, emulate, quick)
+    known = stored
+    if stored is None and kind is not None:
+        stored = without_extra(
+            load_or_measure(
+                device,
+                shape,
+                dtype,
+                emulate=emulate,
+                quick=quick,
+                progress=progress,
+                measure=measure,
+            )
+        )
     if stored is None:
         say(f"measuring this machine: {reason}")
         profile = measure(
@@ -107,7 +126,7 @@ def load_or_measure(
     else:
         lacking = {name: extra[name] for name in extra if not stored.is_measured(name)}
         profile = add_extra_probes(stored, lacking, progress=progress)
-    if profile is not stored:
+    if profile is not known:
         try:
             save_profile(profile, path)
         except ProfileError as error:

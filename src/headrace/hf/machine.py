@@ -58,6 +58,7 @@ def machine_profile(
         emulate=emulate,
         quick=quick,
         progress=progress,
+        kind=shape.kind,
         extra_probes={
             "attend_bytes_per_s": lambda _: model_probes.attend_rate(*cache),
             "attend_call_s": lambda _: model_probes.attend_call_s(*cache),

@@ -66,6 +66,12 @@ class ModelShape:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def kind(self) -> str:
+        """What a layer's time depends on besides its widths of K/V, as a short word."""
+        gate = "gated" if self.gated_ff else ""
+        return f"{self.num_heads}x{self.head_dim}x{self.d_ff}{gate}"
+
+    @property
     def dtype_bytes(self) -> int:
         """Bytes of one element."""
         return DTYPE_BYTES[self.dtype]

@@ -56,6 +56,8 @@ def test_the_name():
     assert profile_path("cpu", SHAPE).name == "cpu-64x32-float32.json"
     emulated = profile_path("cpu", SHAPE, "bfloat16", "t4-pcie3")
     assert emulated.name == "cpu-t4-pcie3-64x32-bfloat16.json"
+    of_model = profile_path("cpu", SHAPE, kind="4x16x128gated")
+    assert of_model.name == "cpu-64x32-float32-4x16x128gated.json"
 
 
 def test_a_profile_is_measured_once(measure):
@@ -122,6 +124,22 @@ def test_extra_probes_that_the_stored_profile_lacks_are_added(measure):
     count = len(calls)
     assert load_or_measure("cpu", SHAPE, measure=measure, extra_probes=probes).attend_rate == 9.0
     assert (measure.calls, len(calls)) == (1, count)
+
+
+def test_models_of_the_same_widths_share_the_machine_but_not_their_own_figures(measure):
+    def profile(kind, rate):
+        probes = {"attend_bytes_per_s": lambda _: rate, "dense_curve[8]": lambda _: rate}
+        return load_or_measure("cpu", SHAPE, measure=measure, kind=kind, extra_probes=probes)
+
+    first, other = profile("one", 1.0), profile("other", 2.0)
+    assert measure.calls == 1
+    assert (first.attend_rate, other.attend_rate) == (1.0, 2.0)
+    assert (first.dense_curve, other.dense_curve) == (((8, 1.0),), ((8, 2.0),))
+    assert profile("one", 3.0) == first
+    # Without a kind nothing of a model is known, also where it was kept there before.
+    save_profile(first, profile_path("cpu", SHAPE))
+    assert profile("third", 4.0).attend_rate == 4.0
+    assert measure.calls == 1
 
 
 def test_a_place_that_cannot_be_written_is_reported(measure, cache):

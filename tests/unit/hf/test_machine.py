@@ -45,7 +45,8 @@ def test_the_machine_is_measured_once_at_the_models_shapes(demo, probes):
     assert again == profile
     ((device, _, quick, emulate),) = probes
     assert (device, quick, emulate) == ("cpu", True, None)
-    path = profile_path("cpu", shape_of(demo.model))
+    shape = shape_of(demo.model)
+    path = profile_path("cpu", shape, kind=shape.kind)
     assert load_profile(path) == profile
     assert "256x256-float32" in path.name
 

@@ -1,6 +1,6 @@
 import pytest
 
-from headrace.bench.measurement import LaneFigures
+from headrace.bench.lane_figures import LaneFigures
 from headrace.timeline import Lane, Origin, Span, Timeline
 
 
