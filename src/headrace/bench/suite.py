@@ -32,7 +32,10 @@ from headrace.plan.plan import make_plan
 from headrace.plan.workload import Workload
 from headrace.units import format_seconds
 
-_CPU_LAYERS, _CPU_STEPS = 2, 3
+_CPU_LAYERS = 2
+_CPU_STEPS, _CPU_RESIDENT_STEPS = 3, 6
+"""Steps of a turn on a CPU; where nothing waits for the link they are short, and vary more."""
+
 _FIRST_STEPS = 3
 _ALTERNATING_SHARE = 0.5
 """Share of a memory that the caches of all runs may take together: else they run in turn."""
@@ -183,7 +186,8 @@ def run_case(
 def _as_asked(case: Case, options: SuiteOptions) -> Case:
     """Return a case with what the options change of it."""
     on_cpu = resolve_device("cpu" if options.emulate else options.device).type == "cpu"
-    usual = min(case.steps, _CPU_STEPS) if on_cpu else case.steps
+    most = _CPU_STEPS if case.gpu_memory is not None else _CPU_RESIDENT_STEPS
+    usual = min(case.steps, most) if on_cpu else case.steps
     return replace(
         case,
         policies=case.policies if options.policies is None else options.policies,
