@@ -37,7 +37,7 @@ bench: $(STAMP) ## Run the benchmark suite and column-by-column beside row-by-ro
 	$(BIN)/headrace bench $(or $(ARGS),suite --output out/bench.json --page out/bench.html)
 	$(if $(ARGS),,$(BIN)/headrace bench $(COLUMNS) --output out/columns.json)
 
-results: $(STAMP) ## Write docs/results.md from benchmarks/results; check every figure of the docs
+results: $(STAMP) ## Write docs/results* from benchmarks/results; check every figure of the docs
 	$(BIN)/python -m scripts.results $(ARGS)
 
 test: $(STAMP) ## Run every test that needs no GPU: pytest $(ARGS)

@@ -11,35 +11,47 @@ from headrace.report.palette import LINES, LineStyle, marker_path
 from headrace.report.svg_parts import FONT, INK, LINE, SOFT, number, text_at
 
 from .figures import written
-from .runs import Run, name_of
+from .runs import name_of
+from .works import Work
 
 _OTHER = LineStyle("#7a8291", "#a0a8b5", "", "cross")
-_WIDTH, _LEFT, _RIGHT, _TOP = 860, 190, 70, 64
+_WIDTH, _LEFT, _RIGHT, _TOP = 860, 190, 130, 64
 _BAR, _BETWEEN = 15, 16
 _SIDE, _EDGE = 420, 64
 
 
 @dataclass(frozen=True)
 class _Bar:
-    """A policy or a rival: how long its bar is, what is written behind it, and where a mark is."""
+    """A policy or a rival: how long its bar is, what is written behind it, and what marks it has.
+
+    Attributes:
+        mark: where a mark across the bar is.
+        span: from where to where a thin line goes.
+    """
 
     name: str
     value: float
     words: str
     mark: float | None = None
+    span: tuple[float, float] | None = None
+
+    @property
+    def end(self) -> float:
+        """How far it reaches with its marks."""
+        return max(self.value, self.mark or 0.0, *(self.span or ()))
 
 
-def step_chart(runs: Sequence[Run], title: str) -> str:
-    """Return bars of each run's steps, with a mark at the least that the rates allow."""
+def step_chart(works: Sequence[Work], title: str) -> str:
+    """Return bars of the steps of typical visits, with a mark at the least that the rates allow."""
     groups = [
         (
-            run.name,
+            work.name,
             [
                 _Bar(name_of(one), one["step_s"], _step_words(one), one.get("bound_s"))
-                for one in run.every
+                for one in work.typical.every
             ],
         )
-        for run in runs
+        for work in works
     ]
     words = "A step; the mark is its bound: the least that the rates allow for that policy's work"
     return _bars(groups, title, words)
@@ -50,23 +62,37 @@ def _step_words(one: dict[str, Any]) -> str:
     return written(one["step_s"], ".1 ms") + beyond
 
 
-def speed_chart(runs: Sequence[Run], title: str) -> str:
-    """Return bars of each run's speed over ``stream``."""
+def speed_chart(works: Sequence[Work], title: str) -> str:
+    """Return bars of each policy's speed over ``stream``, and from which to which visit it went."""
     groups = []
-    for run in runs:
-        if "stream" in run.steps and len(run.steps) > 1:
-            ratios = {name: run.steps["stream"] / step_s for name, step_s in run.steps.items()}
-            bars = [_Bar(name, ratio, written(ratio, ".2 ×")) for name, ratio in ratios.items()]
-            groups.append((run.name, bars))
-    words = "How many times as fast as stream a step is, measured in the same run"
+    for work in works:
+        policies = [name_of(one) for one in work.typical.data["policies"]]
+        others = [name for name in policies if name != "stream"]
+        if "stream" in policies and others:
+            groups.append((work.name, [_speed_bar(work, name) for name in others]))
+    words = (
+        "How many times as fast as stream a step is, measured in the same run; the thin line is "
+        "from the slowest visit to the best"
+    )
     return _bars(groups, title, words, line=1.0)
+
+
+def _speed_bar(work: Work, name: str) -> _Bar:
+    ratios = [run.steps["stream"] / run.steps[name] for run in work.runs if name in run.steps]
+    typical = work.typical.steps["stream"] / work.typical.steps[name]
+    words = written(typical, ".2 ×")
+    if len(ratios) == 1:
+        return _Bar(name, typical, words)
+    ends = min(ratios), max(ratios)
+    words += f" ({written(ends[0], '.2')} to {written(ends[1], '.2')})"
+    return _Bar(name, typical, words, span=ends)
 
 
 def _bars(
     groups: Sequence[tuple[str, Sequence[_Bar]]], title: str, words: str, line: float | None = None
 ) -> str:
     """Return bars in groups, all to one scale, with a line through all of them or none."""
-    values = [value for _, bars in groups for bar in bars for value in (bar.value, bar.mark or 0.0)]
+    values = [bar.end for _, bars in groups for bar in bars]
     scale = (_WIDTH - _LEFT - _RIGHT) / (max([line or 0.0, *values]) or 1.0)
     parts, y = [], float(_TOP)
     for name, bars in groups:
@@ -82,8 +108,13 @@ def _bars(
                 at = f"M{number(_LEFT + bar.mark * scale)} {number(y + 16)}v{_BAR - 1}"
                 parts.append(f'<path d="{at}" stroke="#fff" stroke-width="4"/>')
                 parts.append(f'<path d="{at}" stroke="{INK}" stroke-width="2"/>')
-            behind = max(bar.value, bar.mark or 0.0) * scale
-            parts.append(text_at(_LEFT + behind + 6, y + 27, bar.words, size=11))
+            if bar.span is not None:
+                low, high = (number(_LEFT + end * scale) for end in bar.span)
+                ends = "".join(f"M{end} {number(y + 20)}v6" for end in (low, high))
+                at = f"M{low} {number(y + 23)}H{high}{ends}"
+                parts.append(f'<path d="{at}" stroke="#fff" stroke-width="3.5"/>')
+                parts.append(f'<path d="{at}" stroke="{SOFT}" stroke-width="1.5"/>')
+            parts.append(text_at(_LEFT + bar.end * scale + 6, y + 27, bar.words, size=11))
             y += _BAR
         y += 16 + _BETWEEN
     if line is not None:
@@ -96,11 +127,11 @@ def _bars(
 _DASHED = 'stroke-width="1" stroke-dasharray="3 3"'
 
 
-def prediction_chart(runs: Sequence[Run], title: str) -> str:
-    """Return predicted against measured steps of all policies, both on log scales."""
+def prediction_chart(works: Sequence[Work], title: str) -> str:
+    """Return predicted against measured steps of all policies in all visits, on log scales."""
     pairs = [
         (one["step_s"], one["predicted_step_s"], name_of(one))
-        for run in runs
+        for run in (run for work in works for run in work.runs)
         for one in run.data["policies"]
     ]
     values = [value for pair in pairs for value in pair[:2]] or [0.1, 1.0]

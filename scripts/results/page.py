@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from headrace.units import format_bytes, format_rate
+from headrace.bench.catalogue import CASES
 
 from .charts import prediction_chart, speed_chart, step_chart
 from .figures import figures_in, written
-from .runs import EMULATED, MEASURED, Run, checks_of, newest, runs_of
-from .tables import audit_table, run_table, table
-from .targets import target_table
+from .overview import (
+    exactness_table,
+    machines_table,
+    page_link,
+    predictions_table,
+    rivals_table,
+    steps_table,
+    visits_table,
+)
+from .runs import EMULATED, MEASURED, Files, Run, runs_of
+from .studies import studies_table
+from .tables import table
+from .targets import aims_by_machine, aims_table
 from .values import number_of
+from .works import Work, works_of
 
 TEMPLATE = Path(__file__).with_name("words.md")
 _PLACE = re.compile(r"\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _RESULTS = "../benchmarks/results"
+_TELLING = (
+    "paper-latency-512",
+    "paper-throughput-opt-13b",
+    "opt-6.7b-24gib",
+    "batch-gqa-llama-3-8b",
+    "long-context-24gib",
+    "weights-opt-30b",
+)
+"""Emulated works that the page shows."""
 
-Files = dict[Path, dict[str, Any]]
+
+_BESIDE = "Beside transformers' own caches; in brackets, how many times our step theirs is:"
+
+_AIMED = (
+    "What was aimed at, and what of it holds; typical is the value in the middle of all visits:"
+)
 
 
 class Page:
@@ -29,8 +54,9 @@ class Page:
 
     Args:
         files: what the files below ``benchmarks/results`` hold, by their place there.
-        template: the words, with places to fill: ``{{ CASE or FILE | EXPRESSION | FORM }}``, and
-            ``{{ measured }}``, ``{{ emulated }}``, ``{{ simulated }}``, ``{{ others }}``.
+        template: the words, with places to fill: ``{{ WHICH | EXPRESSION | FORM }}`` for a figure,
+            where WHICH is a file, or a work in its typical visit, or ``best WORK`` or ``slowest
+            WORK``; and sections, such as ``{{ measured }}``.
 
     Raises:
         ValueError: the words have a figure of their own, or a place that cannot be filled.
@@ -39,7 +65,8 @@ class Page:
     def __init__(self, files: Files, template: str) -> None:
         self.files = files
         self.template = template
-        self.shown = newest(runs_of(files))
+        self.runs = list(runs_of(files))
+        self.works = works_of(self.runs)
         self.pictures: dict[str, str] = {}
 
     def text(self) -> str:
@@ -59,93 +86,94 @@ class Page:
         """Return what stands in a place; spaces in a figure are such that no line ends there."""
         parts = [part.strip() for part in match[1].split("|")]
         if len(parts) == 1:
-            sections = {
-                "measured": self._measured,
-                "emulated": self._emulated,
-                "simulated": self._simulated,
-                "others": self._others,
-            }
-            if parts[0] not in sections:
-                raise ValueError(f"{match[0]} is neither a section nor CASE | EXPRESSION | FORM")
-            return "\n\n".join(sections[parts[0]]())
+            if parts[0] not in self._sections:
+                raise ValueError(f"{match[0]} is neither a section nor WHICH | EXPRESSION | FORM")
+            return "\n\n".join(self._sections[parts[0]]())
         name, expression, form = parts
         figure = written(number_of(expression, self._data(name)), form)
         return figure.replace(" ", "\N{NO-BREAK SPACE}")
 
+    @property
+    def _sections(self) -> dict[str, Callable[[], Iterator[str]]]:
+        return {
+            "machines": lambda: iter([machines_table(self.runs, self.files)]),
+            "measured": self._measured,
+            "visits": self._visits,
+            "predictions": self._predictions,
+            "emulated": self._emulated,
+            "exactness": lambda: iter([exactness_table(self.files)]),
+            "simulated": lambda: iter([studies_table(self.files)]),
+            "others": self._others,
+        }
+
     def _data(self, name: str) -> Any:
-        """Return what a file holds, or the newest run of a case; measured before emulated."""
+        """Return what a file holds, or a visit's run of a work; measured before emulated."""
         if name.endswith(".json"):
             if Path(name) not in self.files:
                 raise ValueError(f"the words name {name}, which is no file of the results")
             return self.files[Path(name)]
-        found = [run for run in self.shown if run.name == name]
-        if not found:
-            raise ValueError(f"the words name {name!r}, of which no run is shown")
-        return next((run for run in found if run.origin == MEASURED), found[0]).data
+        which, _, named = name.rpartition(" ")
+        found = [work for work in self.works if work.name == named]
+        visits = {"": "typical", "best": "best", "slowest": "slowest"}
+        if not found or which not in visits:
+            raise ValueError(f"the words name {name!r}, of which there is no run")
+        work = next((work for work in found if work.origin == MEASURED), found[0])
+        run: Run = getattr(work, visits[which])
+        return run.data
+
+    def _on_gpus(self) -> dict[str, list[Work]]:
+        """Return what was measured on each GPU; what the suite does not know where it is all."""
+        found: dict[str, list[Work]] = {}
+        for work in self.works:
+            if work.origin == MEASURED and work.typical.environment["gpu"]:
+                found.setdefault(work.machine, []).append(work)
+        return {
+            gpu: [work for work in works if _known(work)] or works for gpu, works in found.items()
+        }
 
     def _measured(self) -> Iterator[str]:
-        runs = [run for run in self.shown if run.origin == MEASURED and run.environment["gpu"]]
-        for gpu in dict.fromkeys(run.machine for run in runs):
-            here = [run for run in runs if run.machine == gpu]
-            latest = [run for run in here if not run.of_first_schema] or here
+        for gpu, works in self._on_gpus().items():
             yield f"### {gpu}"
-            yield from self._drawn(gpu, latest)
-            yield from self._aims(latest)
-            for run in latest:
-                yield from _run(run, "####")
-            earlier = [run for run in here if run not in latest]
-            if earlier:
-                yield (
-                    f"#### Earlier, on the {gpu}\n\nOf these works there is no newer run; they "
-                    "were measured before there were rivals and exactness in the same run."
-                )
-            for run in earlier:
-                yield from _run(run, "#####")
-            yield from self._checks(gpu)
+            yield steps_table(works)
+            if rivals := rivals_table(works):
+                yield _BESIDE
+                yield rivals
+            if aims := aims_table(list(filter(_of_suite, works))):
+                yield _AIMED
+                yield aims
+            yield from self._drawn(gpu, works)
 
-    def _drawn(self, gpu: str, runs: Sequence[Run]) -> Iterator[str]:
+    def _drawn(self, gpu: str, works: Sequence[Work]) -> Iterator[str]:
+        """Yield all pictures of the suite's works, of older ones the steps alone."""
         key = re.sub(r"\W+", "-", gpu.lower()).strip("-")
-        words = f"{gpu}, measured"
-        for kind, draw in _CHARTS.items():
-            name = f"results-{key}-{kind}.svg"
-            self.pictures[name] = draw(runs, words)
-            yield f"![{words}: {_PICTURES[kind]}](img/{name})"
-
-    def _aims(self, runs: Sequence[Run]) -> Iterator[str]:
-        found = target_table(runs)
-        if found:
-            yield "What was aimed at, and what of it holds in these runs:"
-            yield found
-
-    def _checks(self, gpu: str) -> Iterator[str]:
-        for (where, name), (file, data) in sorted(checks_of(self.files).items()):
-            if where != gpu:
+        for kind, (draw, words) in _CHARTS.items():
+            if kind != "steps" and not any(map(_of_suite, works)):
                 continue
-            yield f"#### {_CHECKS.get(name, name)}\n\n{_source(file, data['environment'])}"
-            if "audits" in data:
-                yield audit_table(data["audits"])
-            else:
-                same = [
-                    [way, "identical" if ok else "DIFFERENT"] for way, ok in data["rows"].items()
-                ]
-                yield table(["policy", "tokens in company and alone"], same)
+            name = f"results-{key}-{kind}"
+            self.pictures[f"{name}.svg"] = draw(works, f"{gpu}, measured")
+            yield f"[![{gpu}, measured: {words}](img/{name}.png)](img/{name}.svg)"
+
+    def _visits(self) -> Iterator[str]:
+        for works in self._on_gpus().values():
+            yield from filter(None, [visits_table(list(filter(_of_suite, works)))])
+
+    def _predictions(self) -> Iterator[str]:
+        for gpu, works in self._on_gpus().items():
+            if found := list(filter(_of_suite, works)):
+                yield f"{gpu}:"
+                yield predictions_table(found)
 
     def _emulated(self) -> Iterator[str]:
-        runs = [run for run in self.shown if run.origin == EMULATED]
-        yield from self._aims([run for run in runs if not run.of_first_schema])
-        for run in runs:
-            yield from _run(run, "###")
-
-    def _simulated(self) -> Iterator[str]:
-        for file, data in self.files.items():
-            if "studies" not in data:
-                continue
-            page = file.with_suffix(".md").as_posix()
-            yield (
-                f"{data['label'].capitalize()}. The whole of it, beside what the paper reports: "
-                f"[{page}]({_RESULTS}/{page}). JSON: [{file}]({_RESULTS}/{file})."
-            )
-            yield from map(_study, data["studies"])
+        machines: dict[str, list[Work]] = {}
+        for work in self.works:
+            if work.origin == EMULATED and _known(work):
+                machines.setdefault(work.machine, []).append(work)
+        for machine, works in machines.items():
+            yield f"### {machine}\n\nAll of it: {page_link(works[0].typical)}."
+            yield steps_table([work for work in works if work.name in _TELLING])
+        if machines:
+            yield "### Aims, of the works of the whole suite"
+            yield aims_by_machine(machines)
 
     def _others(self) -> Iterator[str]:
         rows = []
@@ -162,48 +190,21 @@ class Page:
         yield table(["file", "command", "", "on", "date"], rows) if rows else "None."
 
 
-_CHARTS = {"steps": step_chart, "speed": speed_chart, "predictions": prediction_chart}
-_PICTURES = {
-    "steps": "a step of every policy and rival, beside its bound",
-    "speed": "speed over stream of every policy and rival",
-    "predictions": "predicted against measured steps",
-}
-_CHECKS = {
-    "exactness": "Exactness on small models, audited on this GPU",
-    "weights": "Exactness with streamed weights",
-    "rows": "Rows that come and go",
+_CHARTS: dict[str, tuple[Callable[[Sequence[Work], str], str], str]] = {
+    "steps": (step_chart, "a step of every policy and rival, beside its bound"),
+    "speed": (speed_chart, "speed over stream of every policy"),
+    "predictions": (prediction_chart, "predicted against measured steps"),
 }
 
 
-def _run(run: Run, level: str) -> Iterator[str]:
-    """Yield what is said of a run."""
-    work, profile = run.data["workload"], run.data.get("profile")
-    layers = work.get("layers")
-    words = [
-        f"{work.get('model') or run.data['model']}"
-        + (f", {layers} layers" if layers and run.work[1] is not None else ""),
-        *([f"1/{work['narrow']} as wide"] if work.get("narrow", 1) > 1 else []),
-        f"{work['rows']:,} rows × {work['prompt_len']:,} tokens",
-    ]
-    if run.gpu_memory is not None:
-        words.append(f"within {format_bytes(run.gpu_memory)} of device memory")
-    if work.get("weights_on_host"):
-        words.append(f"{work['weights_on_host']:.0%} of the layers' weights streamed")
-    if profile:
-        words.append(f"link {format_rate(profile['h2d_bytes_per_s'])}")
-    yield f"{level} {run.name}\n\n{', '.join(words)}. {_source(run.file, run.environment)}"
-    if run.origin == EMULATED:
-        yield f"Emulated: {run.data['machine']}."
-    yield run_table(run)
-    notes = [
-        *run.data.get("adapted", []),
-        *(f"`{one['name']}` cannot run: {one['reason']}" for one in run.data.get("unable", [])),
-        *(f"{one['policy']}: {note}" for one in run.data["policies"] for note in one["notes"]),
-    ]
-    if notes:
-        yield "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-    if run.command:
-        yield f"Again: `{run.command}`"
+def _known(work: Work) -> bool:
+    """Return whether the suite has a work, or its runs have what the suite's have."""
+    return work.name in CASES or _of_suite(work)
+
+
+def _of_suite(work: Work) -> bool:
+    """Return whether its runs have what the suite's have: rivals, and exactness in the same run."""
+    return not work.typical.of_first_schema
 
 
 def _origin(data: dict[str, Any]) -> str:
@@ -213,48 +214,19 @@ def _origin(data: dict[str, Any]) -> str:
     return str(data.get("origin") or first.get("origin", MEASURED))
 
 
-def _source(file: Path, where: dict[str, Any]) -> str:
-    """Return where figures come from: file, hardware, versions, commit, date."""
-    cuda = f"CUDA {where['cuda']}, " if where["cuda"] else ""
-    return (
-        f"[{file}]({_RESULTS}/{file}): {where['cpu']} ({where['cpu_cores']} cores), {cuda}torch "
-        f"{where['torch']}, transformers {where['transformers']}, commit {where['commit']}, "
-        f"{where['date'][:10]}."
-    )
-
-
-def _study(study: dict[str, Any]) -> str:
-    """Return what a study comes to: each method's gain over ``stream``."""
-    gain = (
-        "latency_saved_over_stream"
-        if study["objective"] == "latency"
-        else "throughput_gained_over_stream"
-    )
-    methods = [name for name in study["cases"][0]["simulated"] if name != "stream"]
-    head = ["model", "prompt", "new", *methods]
-    rows = [
-        [
-            case["model"],
-            f"{case['workload']['prompt_len']:,}",
-            f"{case['workload']['generate_len']:,}",
-            *(_signed(case["simulated"][name][gain], gain) for name in methods),
-        ]
-        for case in study["cases"]
-    ]
-    what = "time saved" if study["objective"] == "latency" else "throughput gained"
-    words = f"### {study['title']}, {study['machine']}\n\nSimulated: {what} over `stream`. "
-    return f"{words}{study['assumes']}\n\n{table(head, rows)}"
-
-
-def _signed(value: float, gain: str) -> str:
-    return written(value, ".1 %") if gain.startswith("latency") else f"+{written(value, '.0 %')}"
-
-
 def _wrapped(paragraph: str) -> str:
-    """Return a paragraph of words with lines of even length."""
-    words = paragraph.replace("\n", " ")
-    kept = textwrap.wrap(words, 104, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(kept).replace("\N{NO-BREAK SPACE}", " ")
+    """Return a paragraph of words, or a list of them, with lines of even length."""
+    lines = []
+    for item in re.split(r"\n(?=- )", paragraph):
+        indent = "  " if item.startswith("- ") else ""
+        lines += textwrap.wrap(
+            re.sub(r"[ \n]+", " ", item),
+            104,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _code_blanked(text: str) -> str:

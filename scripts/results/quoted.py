@@ -28,20 +28,22 @@ More: {RESULTS}/README.md"""
 """What to do about a complaint."""
 
 _NOTES = Path("docs/log.md")
-_GENERATED = Path("docs/results.md")
+GENERATED, PAGES = Path("docs/results.md"), Path("docs/results")
+"""What is made from results: the page, and the folder of the pages of every run."""
 
 
 def pages(root: Path) -> list[Path]:
     """Return the pages whose figures must come from a result.
 
-    The log is left out, since its figures are notes of single runs and it says so; the results page
-    is generated.
+    The log is left out, since its figures are notes of single runs and it says so; the results'
+    pages are generated.
     """
     found = [
         Path("README.md"),
         *sorted(page.relative_to(root) for page in root.glob("docs/**/*.md")),
     ]
-    return [page for page in found if page not in (_NOTES, _GENERATED)]
+    left_out = (_NOTES, GENERATED)
+    return [page for page in found if page not in left_out and PAGES not in page.parents]
 
 
 def complaints(root: Path, page: Path) -> list[str]:

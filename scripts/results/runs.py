@@ -1,4 +1,4 @@
-"""The results that there are, and which of them are shown: of each work the newest that holds.
+"""The results that there are.
 
 A file is what ``scripts/gpu_check.py`` or ``headrace bench`` wrote. Those of the first schema have
 neither rivals nor exactness in the same run.
@@ -7,7 +7,7 @@ neither rivals nor exactness in the same run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from headrace.units import parse_bytes
 
 MEASURED, EMULATED = "measured", "emulated"
 _FIRST_SCHEMA = 1
+
+Files = dict[Path, dict[str, Any]]
+"""What the files below ``benchmarks/results`` hold, by their place there."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ class Run:
         return self.file.as_posix() + ("" if self.place is None else f" cases[{self.place}]")
 
     @property
+    def visit(self) -> str:
+        """The folder of its file: one visit to one machine."""
+        return self.file.parent.as_posix()
+
+    @property
+    def page(self) -> str:
+        """The page that tells all of it: one of each visit, and of what each machine emulated."""
+        return self.visit if self.place is None else f"{self.visit}-{self.machine}"
+
+    @property
     def steps(self) -> dict[str, float]:
         """Seconds of a step of each policy and each rival."""
         return {name_of(one): one["step_s"] for one in self.every}
@@ -92,15 +105,19 @@ class Run:
         return None if given is None else parse_bytes(given)
 
     @property
+    def model(self) -> str:
+        """Whose decoding it is."""
+        return str(self.data["workload"].get("model") or self.data["model"])
+
+    @property
     def work(self) -> tuple[object, ...]:
         """What distinguishes it from other work."""
         work = self.data["workload"]
-        model = work.get("model") or self.data["model"]
         layers = work.get("layers")
         if layers is not None and layers == self.data.get("asked", {}).get("layers"):
             layers = None
         narrow = work.get("narrow", 1)
-        return model, layers, narrow, work["rows"], work["prompt_len"], self.gpu_memory
+        return self.model, layers, narrow, work["rows"], work["prompt_len"], self.gpu_memory
 
 
 def name_of(one: dict[str, Any]) -> str:
@@ -110,7 +127,7 @@ def name_of(one: dict[str, Any]) -> str:
     return name if batches == 1 else f"{name}, {batches} batches"
 
 
-def load(folder: Path) -> dict[Path, dict[str, Any]]:
+def load(folder: Path) -> Files:
     """Return what all files below a folder hold, by their place below it."""
     return {
         path.relative_to(folder): json.loads(path.read_text("utf-8"))
@@ -118,7 +135,7 @@ def load(folder: Path) -> dict[Path, dict[str, Any]]:
     }
 
 
-def runs_of(files: dict[Path, dict[str, Any]]) -> Iterator[Run]:
+def runs_of(files: Files) -> Iterator[Run]:
     """Yield the runs of policies that files hold."""
     for file, data in files.items():
         if "text" in data:  # a command's output, kept to be quoted
@@ -138,23 +155,16 @@ def runs_of(files: dict[Path, dict[str, Any]]) -> Iterator[Run]:
             yield Run(name, file, None, data, data["environment"], schema, command)
 
 
-def newest(runs: Iterable[Run]) -> list[Run]:
-    """Return of each work on each machine the newest run that holds, the newest first."""
-    shown: list[Run] = []
-    seen: set[object] = set()
-    for run in sorted(runs, key=lambda one: one.date, reverse=True):
-        keys = {(run.machine, run.origin, run.name), (run.machine, run.origin, run.work)}
-        if run.holds and not keys & seen:
-            shown.append(run)
-            seen |= keys
-    return shown
+def is_check(data: dict[str, Any]) -> bool:
+    """Return whether a file holds a check of a machine: audits, or rows in company and alone."""
+    return "text" not in data and ("audits" in data or "rows" in data)
 
 
-def checks_of(files: dict[Path, dict[str, Any]]) -> dict[tuple[str, str], tuple[Path, Any]]:
+def checks_of(files: Files) -> dict[tuple[str, str], tuple[Path, Any]]:
     """Return of each check on each GPU the newest: where it is, and what it holds."""
     found: dict[tuple[str, str], tuple[Path, Any]] = {}
     for file, data in files.items():
-        if "audits" not in data and "rows" not in data:
+        if not is_check(data):
             continue
         key = data["environment"]["gpu"] or data["environment"]["cpu"], file.stem
         if key not in found or data["environment"]["date"] > found[key][1]["environment"]["date"]:

@@ -20,6 +20,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def compact_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table without the columns in which nothing stands; nothing without rows."""
+    kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
+    lines = [[row[place] for place in kept] for row in rows]
+    return table([head[place] for place in kept], lines) if rows else ""
+
+
 def step(seconds: float | None) -> str:
     """Return a step's time."""
     return "" if seconds is None else written(seconds, ".1 ms")
@@ -143,10 +150,7 @@ def quoted_table(run: Run, names: Sequence[str]) -> str:
 
 def _table(run: Run, columns: Sequence[Column], entries: Sequence[Entry]) -> str:
     cells = [[cell(run, one) for _, cell in columns] for one in entries]
-    kept = [place for place in range(len(columns)) if any(row[place] for row in cells)]
-    return table(
-        [columns[place][0] for place in kept], ([row[place] for place in kept] for row in cells)
-    )
+    return compact_table([name for name, _ in columns], cells)
 
 
 def audit_table(audits: Sequence[Entry]) -> str:

@@ -118,6 +118,12 @@ class BatchWork:
         """The model's device."""
         return next(self.model.parameters()).device
 
+    def follow(self, name: str, logits: Tensor) -> Tensor:
+        """Return the tokens that a run goes on with: its own, or those of the one it follows."""
+        if self.comparison is None:
+            return logits.argmax(dim=-1)
+        return self.comparison.follow(name, logits)
+
 
 class PolicyRun:
     """One policy's cache, its batch, and what was measured so far."""
@@ -168,12 +174,7 @@ class PolicyRun:
         self._memory.note()
 
     def _follow(self, logits: Tensor) -> None:
-        """Take the tokens of some logits, or those of the run that this one is compared with."""
-        comparison = self._work.comparison
-        if comparison is None:
-            self._tokens = logits.argmax(dim=-1)
-        else:
-            self._tokens = comparison.follow(self.name, logits)
+        self._tokens = self._work.follow(self.name, logits)
         self._made.append(self._tokens.tolist())
 
     def _step(self) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from headrace.bench.catalogue import OFFLOADED, PLAIN, STATIC
@@ -149,21 +149,15 @@ class RivalRun:
         self._memory.start()
         cache = self._rival.make(work.model, prompt_len + options.all_steps + 1)
         self._batch = StaticBatch(work.model, work.ids, work.mask, cache)
-        self._follow(self._batch.prefill(max(1, _PREFILL_TOKENS // rows)))
+        first = self._batch.prefill(max(1, _PREFILL_TOKENS // rows))
+        self._tokens = work.follow(self.name, first)
         for _ in range(options.first_steps):
             if not self._slow:
                 start_s = time.perf_counter()
                 logits = self._batch.step(self._tokens)
                 self._slow = time.perf_counter() - start_s > _SLOW_STEP_S
-                self._follow(logits)
+                self._tokens = work.follow(self.name, logits)
         self._memory.note()
-
-    def _follow(self, logits: Tensor) -> None:
-        comparison = self._work.comparison
-        if comparison is None:
-            self._tokens = logits.argmax(dim=-1)
-        else:
-            self._tokens = comparison.follow(self.name, logits)
 
     def _step(self) -> float:
         assert self._batch is not None

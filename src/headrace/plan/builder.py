@@ -22,7 +22,7 @@ from headrace.plan.batches import BatchWork, StepOrder
 from headrace.plan.demands import partial_bytes, query_bytes
 from headrace.plan.device_time import PARTIAL_BYTES
 from headrace.plan.granules import GranuleSpec
-from headrace.plan.operations import Kind, Operation
+from headrace.plan.operations import Kind, Operation, OperationList
 from headrace.plan.policies import Policy
 from headrace.plan.weight_loads import Turn, WeightLoads
 from headrace.plan.weights import weight_slots
@@ -84,7 +84,7 @@ class StepBuilder:
         order: StepOrder,
         turns: Sequence[tuple[int, Sequence[BatchWork]]],
     ) -> None:
-        self.operations: list[Operation] = []
+        self.operations = OperationList()
         self._shape = shape
         self._q_len = q_len
         self._order = order
@@ -104,7 +104,11 @@ class StepBuilder:
         self._costs = _costs(shape, q_len)
         weights = [self._weights_turn(layer, batches) for layer, batches in turns]
         self._weights = WeightLoads(
-            self.add, weights, order.ring_slots, weight_slots(shape), order.weights_ahead
+            self.operations.add,
+            weights,
+            order.ring_slots,
+            weight_slots(shape),
+            order.weights_ahead,
         )
 
     def _weights_turn(self, layer: int, batches: Sequence[BatchWork]) -> Turn:
@@ -120,44 +124,6 @@ class StepBuilder:
             if layer == self._shape.num_layers - 1:
                 self._add_head(sum(batch.rows for batch in batches))
         return tuple(self.operations)
-
-    def add(
-        self,
-        kind: Kind,
-        lane: Lane,
-        layer: int,
-        granule: int = -1,
-        link_bytes: int = 0,
-        memory_bytes: int = 0,
-        flops: int = 0,
-        tokens: int = 0,
-        load_number: int = -1,
-        weights_number: int = -1,
-        fixed_s: float = 0.0,
-        is_short: bool = False,
-        waits_for: tuple[int, ...] = (),
-    ) -> int:
-        """Append an operation and return its index."""
-        index = len(self.operations)
-        self.operations.append(
-            Operation(
-                index,
-                kind,
-                lane,
-                layer,
-                granule,
-                link_bytes,
-                memory_bytes,
-                flops,
-                tokens,
-                load_number,
-                weights_number,
-                fixed_s,
-                is_short,
-                waits_for,
-            )
-        )
-        return index
 
     def _add_layer(self, layer: int, batches: Sequence[BatchWork]) -> None:
         """Append a layer's operations for batches whose dense work is one operation."""
@@ -177,7 +143,7 @@ class StepBuilder:
 
     def _add_head(self, rows: int) -> None:
         """Append the head."""
-        self.add(
+        self.operations.add(
             Kind.DENSE,
             Lane.COMPUTE,
             self._shape.num_layers,
@@ -188,7 +154,7 @@ class StepBuilder:
         )
 
     def _add_dense(self, layer: int, rows: int) -> int:
-        return self.add(
+        return self.operations.add(
             Kind.DENSE,
             Lane.COMPUTE,
             layer,
@@ -225,7 +191,7 @@ class StepBuilder:
         self, layer: int, batch: BatchWork, attended: int, host: tuple[int, ...], *, is_last: bool
     ) -> None:
         """Append a batch's merge and stores; after the last one, the layer's weights may go."""
-        merged = self.add(
+        merged = self.operations.add(
             Kind.MERGE,
             Lane.COMPUTE,
             layer,
@@ -236,10 +202,11 @@ class StepBuilder:
         )
         self._merges.append(merged)
         for kind, size_bytes in batch.stores[layer]:
-            self.add(kind, _LANES[kind], layer, link_bytes=size_bytes, waits_for=(attended,))
+            lane = _LANES[kind]
+            self.operations.add(kind, lane, layer, link_bytes=size_bytes, waits_for=(attended,))
 
     def _add_host(self, layer: int, rows: int, tokens: int, dense: int) -> tuple[int, ...]:
-        attended = self.add(
+        attended = self.operations.add(
             Kind.HOST_ATTEND,
             Lane.HOST_ATTEND,
             layer,
@@ -265,7 +232,7 @@ class StepBuilder:
                 continue
             kind = Kind.LOAD_KV if granule.kind == "kv" else Kind.LOAD_ACTIVATIONS
             indices.append(
-                self.add(
+                self.operations.add(
                     kind,
                     _LANES[kind],
                     layer,
@@ -306,7 +273,7 @@ class StepBuilder:
         if granule.kind == "kv":
             self._add_attend(Kind.ATTEND, layer, number, granule.tokens, load_number, (ready,))
             return
-        rebuilt = self.add(
+        rebuilt = self.operations.add(
             Kind.REBUILD,
             Lane.COMPUTE,
             layer,
@@ -328,7 +295,7 @@ class StepBuilder:
         load_number: int,
         waits_for: tuple[int, ...],
     ) -> int:
-        return self.add(
+        return self.operations.add(
             kind,
             Lane.COMPUTE,
             layer,

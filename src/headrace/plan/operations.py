@@ -91,6 +91,48 @@ class Operation:
     waits_for: tuple[int, ...] = ()
 
 
+class OperationList(list[Operation]):
+    """Operations of a program that is being built."""
+
+    def add(
+        self,
+        kind: Kind,
+        lane: Lane,
+        layer: int,
+        granule: int = -1,
+        link_bytes: int = 0,
+        memory_bytes: int = 0,
+        flops: int = 0,
+        tokens: int = 0,
+        load_number: int = -1,
+        weights_number: int = -1,
+        fixed_s: float = 0.0,
+        is_short: bool = False,
+        waits_for: tuple[int, ...] = (),
+    ) -> int:
+        """Append an operation (see ``Operation``) and return its index."""
+        index = len(self)
+        self.append(
+            Operation(
+                index,
+                kind,
+                lane,
+                layer,
+                granule,
+                link_bytes,
+                memory_bytes,
+                flops,
+                tokens,
+                load_number,
+                weights_number,
+                fixed_s,
+                is_short,
+                waits_for,
+            )
+        )
+        return index
+
+
 @dataclass(frozen=True)
 class Program:
     """The operations of one step, in order.

@@ -16,7 +16,7 @@ from headrace.model.cost import (
 )
 from headrace.model.shape import ModelShape
 from headrace.plan.demands import Schedule
-from headrace.plan.operations import Kind, Operation, Program
+from headrace.plan.operations import Kind, OperationList, Program
 from headrace.plan.outcome import Plan
 from headrace.timeline import Lane
 
@@ -54,45 +54,16 @@ def prefill_program(plan: Plan, shape: ModelShape) -> Program:
 class _Builder:
     plan: Plan
     shape: ModelShape
-    operations: list[Operation] = field(default_factory=list)
+    operations: OperationList = field(default_factory=OperationList)
     stores: list[tuple[int, ...]] = field(default_factory=list)
     weights: int = -1
     weights_load: tuple[int, ...] = ()
-
-    def add(
-        self,
-        kind: Kind,
-        lane: Lane,
-        layer: int,
-        link_bytes: int = 0,
-        memory_bytes: int = 0,
-        flops: int = 0,
-        tokens: int = 0,
-        weights_number: int = -1,
-        waits_for: tuple[int, ...] = (),
-    ) -> int:
-        index = len(self.operations)
-        self.operations.append(
-            Operation(
-                index,
-                kind,
-                lane,
-                layer,
-                link_bytes=link_bytes,
-                memory_bytes=memory_bytes,
-                flops=flops,
-                tokens=tokens,
-                weights_number=weights_number,
-                waits_for=waits_for,
-            )
-        )
-        return index
 
     def load_weights(self, layer: int) -> None:
         if self.plan.weights_streamed > 0:
             self.weights += 1
             size_bytes = layer_weight_bytes(self.shape.layers[layer])
-            load = self.add(
+            load = self.operations.add(
                 Kind.LOAD_WEIGHTS,
                 Lane.LOAD_WEIGHTS,
                 layer,
@@ -106,7 +77,7 @@ class _Builder:
         windowed = layer in self.shape.windowed_indices
         tokens = rows * prompt_len
         stored = self.stores[-_LAYERS_BEHIND] if len(self.stores) >= _LAYERS_BEHIND else ()
-        self.add(
+        self.operations.add(
             Kind.DENSE,
             Lane.COMPUTE,
             layer,
@@ -116,7 +87,7 @@ class _Builder:
             waits_for=(*self.weights_load, *stored),
         )
         window = self.shape.sliding_window if windowed else None
-        attended = self.add(
+        attended = self.operations.add(
             Kind.ATTEND_NEW,
             Lane.COMPUTE,
             layer,
@@ -149,10 +120,12 @@ class _Builder:
         ):
             if share * tokens > 0:
                 size_bytes = round(share * tokens * token_bytes)
-                yield self.add(kind, lane, layer, link_bytes=size_bytes, waits_for=(attended,))
+                yield self.operations.add(
+                    kind, lane, layer, link_bytes=size_bytes, waits_for=(attended,)
+                )
 
     def add_head(self, rows: int) -> None:
-        self.add(
+        self.operations.add(
             Kind.DENSE,
             Lane.COMPUTE,
             self.shape.num_layers,

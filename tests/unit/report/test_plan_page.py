@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from html import escape, unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.unit.report.reader import Reader
 
 from headrace.cli.plan_report import write_plan_report
 from headrace.plan.policies import Policy
@@ -23,37 +23,7 @@ from headrace.report.plan_words import seconds, share, shares, size, speed, time
 
 Reports = Callable[[str], PlanReport]
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- & \"'\u2028"
-VOID = {"meta", "link", "img", "br", "hr", "input"}
 NAMES = ("mha", "gqa", "batches", "resident", "chosen", "unfit", "unfit resident")
-
-
-class Reader(HTMLParser):
-    """Checks that tags are closed in order, and keeps attributes and words."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data)
 
 
 def readouts(page: str) -> list[dict[str, list]]:

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.unit.report.reader import Reader
 
 from headrace.report.page_data import embed, page_data
 from headrace.report.palette import LOOKS
@@ -14,7 +14,6 @@ from headrace.report.timeline_page import read_timeline_page, timeline_page, wri
 from headrace.timeline import Lane, Origin, Span, Timeline
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- & \"'\u2028"
-VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "path"}
 
 
 def timeline(
@@ -35,35 +34,6 @@ def timeline(
 
 def page_of(*timelines: Timeline, title: str = "Demo", **more: object) -> str:
     return timeline_page(timelines, title=title, facts={"Model": "demo"}, **more)  # type: ignore[arg-type]
-
-
-class Reader(HTMLParser):
-    """Checks that tags are closed in order, and keeps attributes and text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: dict[str, str] = {}
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.text[self.open[-1]] = self.text.get(self.open[-1], "") + data
 
 
 def test_the_page_parses_and_needs_nothing_from_outside() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from scripts.results.__main__ import generated
-from scripts.results.charts import speed_chart, step_chart
+from scripts.results.charts import prediction_chart, speed_chart, step_chart
 from scripts.results.quoted import RESULTS, ROOT
 from scripts.results.runs import load, runs_of
+from scripts.results.works import works_of
 
 FILE = Path("h100-i/opt-6.7b-24gib.json")
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -32,8 +33,9 @@ def drawn(picture):
 
 
 def test_steps_and_bounds_are_drawn_to_one_scale(data):
-    (run,) = runs_of({FILE: data})
-    lengths, marks, words = drawn(step_chart([run], "A machine, measured"))
+    (work,) = works_of(runs_of({FILE: data}))
+    run = work.typical
+    lengths, marks, words = drawn(step_chart([work], "A machine, measured"))
     steps = [one["step_s"] for one in run.every]
     bounds = [one["bound_s"] for one in data["policies"]]
     scale = lengths[0] / steps[0]
@@ -46,24 +48,48 @@ def test_steps_and_bounds_are_drawn_to_one_scale(data):
 
 def test_a_bound_above_its_step_stays_in_the_picture(data):
     data["policies"][0]["bound_s"] = 2 * data["policies"][0]["step_s"]
-    (run,) = runs_of({FILE: data})
-    lengths, marks, _ = drawn(step_chart([run], "A machine, measured"))
+    lengths, marks, _ = drawn(step_chart(works_of(runs_of({FILE: data})), "A machine, measured"))
     assert marks[0] == pytest.approx(2 * lengths[0], abs=0.1)
     assert marks[0] < 860
 
 
 def test_speeds_are_over_stream_and_a_run_without_it_has_none(data):
-    (run,) = runs_of({FILE: data})
-    lengths, _, words = drawn(speed_chart([run], "A machine, measured"))
-    ratios = [data["policies"][0]["step_s"] / one["step_s"] for one in run.every]
-    assert lengths == pytest.approx([ratio * lengths[0] for ratio in ratios], abs=0.1)
+    works = works_of(runs_of({FILE: data}))
+    lengths, _, words = drawn(speed_chart(works, "A machine, measured"))
+    stream, *others = data["policies"]
+    ratios = [stream["step_s"] / one["step_s"] for one in others]
+    assert lengths == pytest.approx([ratio / ratios[0] * lengths[0] for ratio in ratios], abs=0.1)
     assert {f"{ratio:.2f} ×" for ratio in ratios} <= set(words)
+    assert {one["policy"] for one in others} <= set(words)
     del data["policies"][0]
-    (run,) = runs_of({FILE: data})
-    assert "<rect x=" not in speed_chart([run], "A machine, measured")
+    works = works_of(runs_of({FILE: data}))
+    assert "<rect x=" not in speed_chart(works, "A machine, measured")
+
+
+def test_a_line_shows_from_which_to_which_visit_a_speed_went(data):
+    slower = copy.deepcopy(data)
+    slower["policies"][-1]["step_s"] *= 2
+    works = works_of(runs_of({FILE: data, Path("other/opt-6.7b-24gib.json"): slower}))
+    picture = speed_chart(works, "A machine, measured")
+    auto = data["policies"][0]["step_s"] / data["policies"][-1]["step_s"]
+    lengths, _, words = drawn(picture)
+    assert f"{auto / 2:.2f} × ({auto / 2:.2f} to {auto:.2f})" in words
+    left = float(re.search(r'<rect x="([\d.]+)"', picture)[1])
+    *_, (low, high) = re.findall(r"M([\d.]+) [\d.]+H([\d.]+)", picture)
+    assert float(low) - left == pytest.approx(lengths[-1], abs=0.1)
+    assert float(high) - left == pytest.approx(2 * lengths[-1], abs=0.1)
+
+
+def test_predictions_of_every_visit_are_drawn(data):
+    works = works_of(runs_of({FILE: data, Path("other/opt-6.7b-24gib.json"): copy.deepcopy(data)}))
+    picture = prediction_chart(works, "A machine, measured")
+    points = len(re.findall(r'<path d="[^"]+" fill="#', picture))
+    assert points == 2 * len(data["policies"]) + len(data["policies"])  # the last are the legend
 
 
 def test_every_drawing_of_the_documentation_is_made_from_results_or_from_the_simulator():
     made = {path.name for path in generated(ROOT) if path.suffix == ".svg"}
     there = {path.name for path in (ROOT / "docs/img").glob("*.svg")}
     assert there == made | {"how-it-works.svg"}
+    drawn_of = {path.with_suffix("").name for path in (ROOT / "docs/img").glob("results-*.png")}
+    assert drawn_of == {name.removesuffix(".svg") for name in made}
