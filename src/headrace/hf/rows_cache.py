@@ -18,7 +18,6 @@ from headrace.hf.attached_cache import AttachedCache
 from headrace.hf.attachment import Attachment
 from headrace.hf.memory_errors import memory_errors
 from headrace.hf.planning import CacheOptions
-from headrace.hf.replanning import Replanning
 from headrace.plan.workload import Workload
 
 _LEAST_PREFILL_TOKENS = 1024
@@ -71,28 +70,15 @@ class RowsCache(AttachedCache):
         self._device = next(model.parameters()).device
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._forward: _Forward | None = None
-        self.replanning: Replanning | None = None
-        """What changes the split as the batch does; None where it is to stay."""
         self.capacity = workload.rows
         """Rows that there is room for on the device."""
         try:
             with torch.inference_mode(False), torch.no_grad(), memory_errors():
                 self._open(workload, self._device)
-                self.replanning = self._replanning()
                 self.paged.select([])
         except BaseException:
             self.close()
             raise
-
-    def _replanning(self) -> Replanning | None:
-        replanner = None if self._planned is None else self._planned.replanner
-        return None if replanner is None else Replanning(self.paged, replanner)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was decided differently from what was asked, or changed since, and why."""
-        words = None if self.replanning is None else self.replanning.words()
-        return super().notes if words is None else (*super().notes, words)
 
     @property
     def broken(self) -> bool:
@@ -177,9 +163,9 @@ class RowsCache(AttachedCache):
         padding = [longest - len(some) for some in tokens]
         new = [range(count, longest) for count in padding]
         first = [length - count for length, count in zip(before, padding, strict=True)]
-        if longest == 1 and self.replanning is not None:
+        if self.replanning is not None:
             with torch.inference_mode(False), torch.no_grad():
-                self.replanning.before_decode(rows)
+                self.replanning.before_forward(rows, longest)
         self.paged.reserve(new, rows)
         self._forward = _Forward(rows, new, first, next_rows)
         ids = [[0] * count + list(some) for count, some in zip(padding, tokens, strict=True)]

@@ -23,7 +23,7 @@ from headrace.runtime.flat import FlatCache
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.host_pages import StoreKernel, row_entries
-from headrace.runtime.lanes import Backend, Event
+from headrace.runtime.lanes import Backend, Busy, Event
 from headrace.runtime.layer_work import WorkMaker
 from headrace.runtime.layout import Layout
 from headrace.runtime.loader import Loader
@@ -373,6 +373,13 @@ class PagedCache:
         if share > 0 and self._host is None:
             self._conveyor.let_host_attend(self._open_host())
         self._programs.host_share = share
+
+    def host_busy(self) -> Busy:
+        """Return for how long the host's cores attended in layers that ended since the last call.
+
+        Nobody waits for those that are under way.
+        """
+        return Busy() if self._host is None else self._host.busy()
 
     def promote(self, rows: range, most: int) -> int:
         """Bring pages of some rows to the device, as far as its limit allows; return how many.

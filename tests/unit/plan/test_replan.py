@@ -74,3 +74,35 @@ def test_the_host_gets_the_share_that_makes_the_step_shortest():
         assert step_s <= made.step_s(32, 1024, split) * (1 + 1e-9)
     assert 0 < share < 1
     assert made.hosted(32, 1024, 0.5, 0.0)[1] < step_s
+
+
+SHARED = replace(
+    A100,
+    host_attend_bytes_per_s=107e9,
+    h2d_while_attend_bytes_per_s=0.9 * A100.h2d_bytes_per_s,
+    host_attend_while_h2d_bytes_per_s=80e9,
+)
+
+
+@pytest.mark.parametrize("profile", [A100, SHARED], ids=["published", "measured"])
+@pytest.mark.parametrize("hosted", [0.03, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0, 2.0])
+def test_the_ratio_of_the_cores_rate_is_found_from_the_rate_in_a_step(profile, hosted, ratio):
+    made = replanner(OPT, profile, Workload(64, 1024, 32))
+    split = Split(0.0, 1 - hosted, 0.0, hosted)
+    rate = made.with_host_rate(ratio).host_rate(32, 1024, split)
+    assert rate <= made.with_host_rate(ratio).profile.host_attend_rate * (1 + 1e-9)
+    assert made.host_ratio(32, 1024, split, rate) == pytest.approx(ratio, rel=0.02)
+
+
+def test_slower_cores_get_less():
+    made = replanner(OPT, SHARED, Workload(64, 1024, 32))
+    shares = [made.with_host_rate(one).hosted(32, 1024, 0.2, 0.0)[0] for one in (1, 0.5, 0.25, 0.1)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+    assert made.with_host_rate(1.0).profile.joint_rates == SHARED.joint_rates
+
+
+def test_a_path_that_may_not_be_taken_gets_nothing():
+    made = replanner(OPT, A100, Workload(64, 1024, 32), paths=("resident", "stream", "recompute"))
+    assert made.hosted(32, 1024, 0.2, 0.0)[0] == 0
