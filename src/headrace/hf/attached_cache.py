@@ -18,6 +18,7 @@ from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
 from headrace.hf.replanning import Replanning
 from headrace.hf.weights import device_bytes
 from headrace.model.projection import LayerProjection
+from headrace.plan.options import POLICY_PATHS
 from headrace.plan.plan import Plan
 from headrace.plan.simulate import simulate
 from headrace.plan.workload import Workload
@@ -298,7 +299,8 @@ class AttachedCache(Cache):
             None if placed is None else placed.streamed,
         )
         if self._planned.replanner is not None:
-            self.replanning = Replanning(self._paged, self._planned.replanner)
+            paths = POLICY_PATHS[self._planned.settings.policy]
+            self.replanning = Replanning(self._paged, self._planned.replanner, paths=paths)
         self.trace(self._tracing)
 
     def _reserve_rotary(self, positions: int) -> None:

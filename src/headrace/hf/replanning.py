@@ -11,11 +11,15 @@ nothing, they are tried again now and then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from headrace.hf.arrivals import split_of_arriving
 from headrace.hf.host_rate import HostRate, RateRules
 from headrace.plan.policies import Split
 from headrace.plan.replan import HOST_SHARES, Replanner
+from headrace.plan.step_work import PATHS
+from headrace.runtime.capacity import RowNeed
 from headrace.runtime.lanes import Busy
 from headrace.runtime.paged import PagedCache
 from headrace.runtime.pages import PageKind
@@ -77,9 +81,16 @@ class Replanning:
         paged: the cache.
         replanner: predicts.
         rules: when the split changes.
+        paths: that the plan's policy takes.
     """
 
-    def __init__(self, paged: PagedCache, replanner: Replanner, rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        paged: PagedCache,
+        replanner: Replanner,
+        rules: Rules | None = None,
+        paths: Sequence[str] = PATHS,
+    ) -> None:
         self.rules = rules or Rules()
         self.changes = 0
         """How often the split was changed."""
@@ -89,9 +100,12 @@ class Replanning:
         """How cached tokens were divided when that was last looked at."""
         self.host_ratio = 1.0
         """How many times the profile's rate the host's cores attend at, as far as is known."""
+        self.divided = 0
+        """Rows that came and whose prompts were not divided as is planned."""
         self.tries = 0
         """How often cores that did nothing were tried."""
         self._paged = paged
+        self._paths = paths
         self._profiled = self._replanner = replanner
         self._version = -1
         self._steps = 0
@@ -131,6 +145,19 @@ class Replanning:
         elif not self._trying and self._paged.host_share == 0:
             self._try_again(rows)
         self._decoded = self._batch(rows, self._paged.host_share)
+
+    def of_arriving(self, new: Sequence[RowNeed], others: Sequence[RowNeed]) -> Split | None:
+        """Return how the prompts of rows that come are to be divided; None: as is planned.
+
+        Args:
+            new: the rows that come, in empty rows of the cache.
+            others: those that there are, or that come with a beginning that is in the cache.
+        """
+        if not new:
+            return None
+        split = split_of_arriving(self._paged, self._replanner, self._paths, new, others)
+        self.divided += 0 if split is None else len(new)
+        return split
 
     def _learn(self, busy: Busy, batch: _Batch) -> None:
         """Note at which rate the cores attended in a decode step."""
@@ -252,8 +279,13 @@ class Replanning:
 
     def words(self) -> str | None:
         """Return what was changed, in a sentence; None where nothing was."""
+        came = (
+            f"the prompts of {self.divided} rows were divided as suited the batch when they came"
+            if self.divided
+            else None
+        )
         if not self.changes or self.split is None:
-            return None
+            return came
         parts = (
             f"{100 * getattr(self.split, path):.0f} % {path}"
             for path in ("resident", "stream", "recompute", "host")
@@ -262,4 +294,4 @@ class Replanning:
             f"the split was changed {self.changes} times while rows ran, and {self.promoted} "
             f"pages came to the device; it was {', '.join(parts)} at last"
         )
-        return words if self._words is None else f"{words}; {self._words}"
+        return "; ".join(part for part in (words, self._words, came) if part is not None)

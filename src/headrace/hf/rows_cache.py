@@ -18,7 +18,9 @@ from headrace.hf.attached_cache import AttachedCache
 from headrace.hf.attachment import Attachment
 from headrace.hf.memory_errors import memory_errors
 from headrace.hf.planning import CacheOptions
+from headrace.plan.policies import Split
 from headrace.plan.workload import Workload
+from headrace.runtime.capacity import RowNeed
 
 _LEAST_PREFILL_TOKENS = 1024
 
@@ -86,6 +88,11 @@ class RowsCache(AttachedCache):
         return self._broken
 
     @property
+    def uneven(self) -> bool:
+        """Whether pools have grown for rows that were not divided as is planned."""
+        return self.replanning is not None and self.replanning.divided > 0
+
+    @property
     def block_tokens(self) -> int:
         """Tokens of a page."""
         return self.paged.layout.block_tokens
@@ -107,23 +114,34 @@ class RowsCache(AttachedCache):
         limited = self.plan is not None and self._options.gpu_memory_bytes is not None
         return max(1, planned) if limited else max(_LEAST_PREFILL_TOKENS, planned)
 
-    def fits(self, rows: Sequence[tuple[int, int, int]]) -> bool:
-        """Return whether host memory suffices for some rows until all of them have ended.
-
-        Args:
-            rows: of each, the tokens of its prompt, its tokens at the end, and how many rows share
-                the prompt.
-        """
+    def fits(self, rows: Sequence[RowNeed]) -> bool:
+        """Return whether host memory suffices for all of some rows until all of them have ended."""
         return self.paged.capacity.fits(rows)
 
-    def add(self, rows: int) -> range:
-        """Add empty rows behind the others; return their numbers."""
+    def split_of(self, row: int) -> Split:
+        """Return how a row's prompt is divided."""
+        return self.paged.layout.rows[row].split
+
+    def add(
+        self, rows: int, needs: Sequence[RowNeed] = (), others: Sequence[RowNeed] = ()
+    ) -> range:
+        """Add empty rows behind the others; return their numbers.
+
+        Args:
+            rows: how many.
+            needs: what each of them will have. Their prompts are divided as suits the batch as it
+                is then, if the split may change; without it, as is planned.
+            others: what all other rows will have.
+        """
         if len(self.lengths) + rows > self.capacity:
             raise ConfigurationError(
                 f"{rows} rows were to be added to {len(self.lengths)}, but there is room for "
                 f"{self.capacity}"
             )
-        return self.paged.add(rows)
+        split = None
+        if self.replanning is not None:
+            split = self.replanning.of_arriving(needs, others)
+        return self.paged.add(rows, split)
 
     @torch.inference_mode(False)
     @torch.no_grad()

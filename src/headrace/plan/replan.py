@@ -6,6 +6,8 @@ decided again. That is one linear program or two, and takes about a millisecond.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from headrace.hardware.profile import HardwareProfile
@@ -15,6 +17,7 @@ from headrace.plan.demands import demands, host_rate
 from headrace.plan.geometry import Geometry
 from headrace.plan.options import PlanOptions
 from headrace.plan.policies import Policy, Split
+from headrace.plan.program import Choice, MemoryLimits, optimise
 from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, StepWork, column
 from headrace.plan.workload import Workload
 
@@ -101,6 +104,7 @@ class Replanner:
             resident: share of them on the device, which is as it is.
             recompute: share of them kept as X, likewise.
         """
+        recompute = min(1.0, recompute)
         on_host = max(0.0, 1.0 - resident - recompute)
         attends = self.profile.host_attends and "host" in self.options.paths
         parts = HOST_SHARES if attends and on_host > 0 else 0
@@ -108,10 +112,51 @@ class Replanner:
         for part in range(parts + 1):
             share = part / max(1, parts)
             hosted = share * on_host
-            split = Split(1.0 - recompute - on_host, on_host - hosted, recompute, hosted)
+            kept = max(0.0, 1.0 - recompute - on_host)
+            split = Split(kept, on_host - hosted, recompute, hosted)
             found.append((self.step_s(rows, context, split), share))
         step_s, share = min(found)
         return share, step_s
+
+    def completed(
+        self,
+        rows: int,
+        context: int,
+        least: Mapping[str, float],
+        most: Mapping[str, float],
+        least_on_host: float,
+        paths: Sequence[str],
+    ) -> Split | None:
+        """Return the best split of a batch most of whose tokens have their places already.
+
+        Args:
+            rows: sequences.
+            context: cached tokens of a row, on average.
+            least: of ``resident`` and ``recompute``, the share that is there already.
+            most: of both, the share that there may be.
+            least_on_host: share of the tokens whose K/V are on the host already; whether they are
+                streamed or attended to there is open.
+            paths: that may be taken.
+
+        Returns:
+            The split of all tokens; None where the shares go together in no way.
+        """
+        options = self.options.on(self.profile)
+        decider = Decider(self.shape, Workload(rows, context, 1), self.profile, options)
+        choice = Choice(
+            paths=tuple(path for path in options.paths if path in paths),
+            stream_weights=False,
+            tied=True,
+            weights_streamed=options.weights_streamed or 0.0,
+            least=least,
+            most=most,
+            least_on_host=least_on_host,
+        )
+        # Memory is what has set the largest shares.
+        limits = MemoryLimits(math.inf, math.inf, context)
+        work = decider.step_work(Policy.AUTO, Schedule.ROW, self.geometry)
+        optimum = optimise(work, self.profile, limits, choice)
+        return None if optimum is None or not optimum.splits else optimum.splits[0]
 
     # What the host's cores turn out to do
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headrace.plan.memory import STORE_SLOTS
 from headrace.plan.operations import Program
+from headrace.plan.policies import Split
 from headrace.runtime.attention import Scoring, ungroup_output
 from headrace.runtime.capacity import Capacity
 from headrace.runtime.conveyor import Conveyor, Rebuild
@@ -418,10 +419,15 @@ class PagedCache:
             self._flat.select(sources)
         self._windows.select(sources)
 
-    def add(self, rows: int) -> range:
-        """Add empty rows behind the others, for which there must be room; return their numbers."""
+    def add(self, rows: int, split: Split | None = None) -> range:
+        """Add empty rows behind the others, for which there must be room; return their numbers.
+
+        Args:
+            rows: how many.
+            split: shares of their prompts' tokens on each path; None: as is planned.
+        """
         first = self.rows
-        self._layout.add(rows)
+        self._layout.add(rows, split)
         added = range(first, first + rows)
         self._windows.clear(added)
         return added
