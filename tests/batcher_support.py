@@ -52,13 +52,14 @@ def alone(name, prompt, count):
     return tuple(made[0, len(prompt) :].tolist())
 
 
-def run(batcher, requests, cancel_at=None):
+def run(batcher, requests, cancel_at=None, check=lambda cache: None):
     """Run requests (prompt, params, step at which it comes); return what each made.
 
     Args:
         batcher: of any model.
         requests: in any order.
         cancel_at: by request, the step before which it is cancelled.
+        check: called with the cache after each step.
     """
     coming = sorted(enumerate(requests), key=lambda entry: entry[1][2])
     jobs, step = {}, 0
@@ -72,6 +73,7 @@ def run(batcher, requests, cancel_at=None):
         batcher.step()
         if batcher.has_work and batcher.opened:
             batcher.cache.paged.layout.check_integrity()
+            check(batcher.cache)
         step += 1
     return [jobs[place] for place in range(len(requests))]
 

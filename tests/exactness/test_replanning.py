@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 from tests.exactness.rows_life import Life
-from tests.support import CONFIGS, shared_model
+from tests.support import (
+    CONFIGS,
+    assert_same,
+    generate,
+    host_cache,
+    make_batch,
+    plain_cache,
+    shared_model,
+)
 
 from headrace.hardware.catalog import machine
 from headrace.hf.planning import CacheOptions
@@ -13,9 +21,22 @@ from headrace.hf.replanning import Rules
 from headrace.hf.rows_cache import RowsCache
 from headrace.plan.workload import Workload
 from headrace.runtime.pages import PageKind
+from headrace.timeline import Origin
 
 MACHINE = machine("a100-40gb-pcie4")
 BUDGET = 600_000
+
+PACED = replace(
+    MACHINE,
+    origin=Origin.EMULATED,
+    h2d_bytes_per_s=2e7,
+    d2h_bytes_per_s=2e7,
+    host_bytes_per_s=1e12,
+    host_attend_bytes_per_s=4e7,
+    h2d_while_host_bytes_per_s=None,
+    host_while_h2d_bytes_per_s=None,
+)
+"""Link and cores so slow that this machine holds their pace, and the cores are twice as fast."""
 
 
 def limited_cache(model, monkeypatch, recompute, host, pages):
@@ -64,3 +85,55 @@ def test_a_batch_that_shrinks_comes_to_the_device_by_itself():
         assert "came to the device" in cache.notes[-1]
         pools = cache.paged.layout.pools
         assert pools[PageKind.RESIDENT].capacity <= cache.plan.placement.resident_pages
+
+
+class Slowing:
+    """Lets a cache's cores become slower before a step; they never attend faster than that."""
+
+    def __init__(self, cache, at):
+        self.cache, self.left = cache, at
+        self.plain, cache.begin_forward = cache.begin_forward, self
+
+    def __call__(self, *args):
+        self.left -= 1
+        if self.left == 0:
+            self.cache._backend.host_attend_bytes_per_s = PACED.host_attend_bytes_per_s / 10
+        return self.plain(*args)
+
+
+def assert_it_was_seen(cache):
+    assert cache.replanning.host_ratio < 0.2
+    assert "for they attended at" in cache.notes[-1]
+    # Nothing is on the device, and nothing kept as X, so that both are shares of everything.
+    assert cache.paged.host_share < cache.host_fraction / 2
+
+
+def test_a_batch_of_generate_follows_cores_that_become_slower():
+    model, batch = shared_model("llama-gqa"), make_batch((183, 150, 197))
+    expected = generate(model, batch, plain_cache(model), 48)
+    with host_cache(model, "auto", None, gpu_memory=1_600_000, profile=PACED) as cache:
+        Slowing(cache, 20)
+        made = generate(model, batch, cache, 48)
+        assert cache._backend.host_attend_bytes_per_s < PACED.host_attend_bytes_per_s
+        assert_it_was_seen(cache)
+    assert_same(expected, made)
+
+
+def test_rows_follow_cores_that_become_slower():
+    options = CacheOptions.checked("auto", BUDGET, None, None, None, PACED, poison=True)
+    with RowsCache(shared_model("llama-gqa"), Workload(6, 60, 40), options) as cache:
+        Slowing(cache, 12)
+        life = Life("llama-gqa", cache, 40)
+        life.admit(list(range(6)), 200, None)
+        for _ in range(30):
+            life.decode(range(6))
+        assert_it_was_seen(cache)
+
+
+@pytest.mark.parametrize("settings", [{"host_fraction": 0.5}, {"policy": "stream"}])
+def test_what_was_asked_for_stays(settings):
+    model = shared_model("llama-gqa")
+    asked = {"policy": "auto", "fraction": None, "profile": PACED, **settings}
+    with host_cache(model, **asked) as cache:
+        generate(model, make_batch((20, 30)), cache, 2)
+        assert cache.replanning is None

@@ -215,12 +215,12 @@ class Batcher:
             return Step([], 0)
         try:
             self._admit(self.cache)
+            if not self._roster.samples:
+                # Who waits needs more rows at once than the cache was opened for.
+                self.close()
+                self._admit(self.cache)
         except MemoryBudgetError as error:
             return Step(self._fail_longest(error), 0)
-        if not self._roster.samples:
-            # Who waits needs more rows at once than the cache was opened for.
-            self.close()
-            self._admit(self.cache)
         cache = self.cache
         roster = self._roster
         assert self._prefill_tokens is not None
@@ -279,9 +279,7 @@ class Batcher:
             rows -= 1
         if rows > cache.capacity:
             return False
-        asked = [
-            (len(one.job.prompt_token_ids), one.end, len(one.indices)) for one in (*others, sample)
-        ]
+        asked = [*self._roster.needs(cache), *(one.need() for one in (*admitted, sample))]
         return not others or cache.fits(asked)
 
     def _trunk_of(self, sample: Sample, cache: RowsCache) -> Trunk | None:
@@ -320,6 +318,12 @@ class Batcher:
         if roster.samples:
             last.cached = 0
             self._waiting.appendleft(last)
+            return []
+        if cache.uneven and not last.begun_again:
+            # The pools are as rows before it needed them; those of a new cache are not.
+            last.cached, last.begun_again = 0, True
+            self._waiting.appendleft(last)
+            self.close()
             return []
         return self._fail(last, error)
 

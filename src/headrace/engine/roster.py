@@ -8,6 +8,7 @@ from torch import Tensor
 from headrace.engine.sample import Sample
 from headrace.engine.trunks import Trunk
 from headrace.hf.rows_cache import RowsCache
+from headrace.runtime.capacity import RowNeed
 
 
 class Roster:
@@ -30,6 +31,10 @@ class Roster:
         """Those that are ready, and those under way."""
         return [*self.trunks, *(one for one in self.samples if isinstance(one, Trunk))]
 
+    def needs(self, cache: RowsCache) -> list[RowNeed]:
+        """Return what the rows of all samples will have."""
+        return [one.need(cache.split_of(row)) for row, one in enumerate(self.samples)]
+
     def admit(
         self,
         cache: RowsCache,
@@ -47,12 +52,17 @@ class Roster:
             return
         first = len(self.samples)
         of_trunk = {id(trunk): first + place for place, trunk in enumerate(self.trunks)}
-        empty = iter(cache.add(sum(trunk is None for _, trunk in admitted)))
+        others = self.needs(cache)
+        for sample, trunk in admitted:
+            if trunk is not None:
+                sample.cached = len(trunk.tokens)
+                others.append(sample.need(cache.split_of(of_trunk[id(trunk)])))
+        new = [sample.need() for sample, trunk in admitted if trunk is None]
+        empty = iter(cache.add(len(new), new, others))
         sources = [next(empty) if trunk is None else of_trunk[id(trunk)] for _, trunk in admitted]
         cache.arrange([*range(first), *sources, *(of_trunk[id(trunk)] for trunk in kept)])
         self.trunks = kept
-        for sample, trunk in admitted:
-            sample.cached = 0 if trunk is None else len(trunk.tokens)
+        for sample, _ in admitted:
             self.samples.append(sample)
 
     def next_forward(self, limit: int, prompts_next: bool) -> tuple[range, list[list[int]]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from headrace.engine.row import Row
 from headrace.engine.sampling import Choice
 from headrace.errors import HeadraceError
+from headrace.plan.policies import Split
+from headrace.runtime.capacity import RowNeed
 
 
 @dataclass(eq=False)
@@ -44,12 +46,14 @@ class Sample:
         indices: which of its samples.
         tokens: prompt and generated tokens.
         cached: how many of them are in the cache.
+        begun_again: whether it had to begin anew in a new cache.
     """
 
     job: Job
     indices: list[int]
     tokens: list[int] = field(default_factory=list)
     cached: int = 0
+    begun_again: bool = False
 
     @property
     def left(self) -> int:
@@ -70,6 +74,16 @@ class Sample:
     def end(self) -> int:
         """Tokens of each when it has ended, at most."""
         return len(self.job.prompt_token_ids) + self.job.max_tokens
+
+    def need(self, split: Split | None = None) -> RowNeed:
+        """Return what its row of the cache will have.
+
+        Args:
+            split: how its prompt is divided; None: as is planned.
+        """
+        # Who had to begin anew goes through the model with what it has generated.
+        prompt_len = len(self.tokens) if self.left > 1 else len(self.job.prompt_token_ids)
+        return RowNeed(prompt_len, self.end, len(self.indices), self.cached, split)
 
     def split(self) -> list[Sample]:
         """Return one sample each, with what is in the cache so far."""

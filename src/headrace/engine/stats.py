@@ -6,7 +6,6 @@ import statistics
 from dataclasses import dataclass, field
 
 from headrace.hf.attached_cache import AttachedCache
-from headrace.hf.rows_cache import RowsCache
 from headrace.plan.policies import Split
 from headrace.plan.simulate import steady_step_s
 from headrace.timeline import Origin, Timeline, without_first
@@ -32,7 +31,7 @@ class GenerationStats:
         host_fraction: share that the host's cores attended to. The four sum to 1.
         weights_stream_fraction: share of the layers' weights that every forward brought.
         notes: what was decided differently from what was asked, or changed since, and why.
-        split_changes: how often the split was changed as the batch did.
+        split_changes: how often the split was changed while rows ran.
         split: how cached tokens were divided when that was last looked at; None if never.
     """
 
@@ -79,7 +78,7 @@ class Stopwatch:
 
     def stats(self, cache: AttachedCache, predicted: Timeline | None) -> GenerationStats:
         """Return the figures of a call that ran with a cache."""
-        replanning = cache.replanning if isinstance(cache, RowsCache) else None
+        replanning = cache.replanning
         return GenerationStats(
             origin=cache.origin,
             prefill_s=self.first_s,

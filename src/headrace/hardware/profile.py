@@ -206,6 +206,21 @@ class HardwareProfile:
         """Return a profile in which copies, kernels and calls take nothing besides their work."""
         return replace(self, **dict.fromkeys(_DURATIONS, 0.0))  # type: ignore[arg-type]
 
+    def with_host_rate(self, ratio: float) -> HardwareProfile:
+        """Return a profile whose host's cores attend at so many times their rate, the link's alike.
+
+        Args:
+            ratio: above 0; of their rate alone, and of that while the link is busy.
+        """
+        joint = self.joint_rates
+        link, cores = (None, None) if joint is None else joint
+        return replace(
+            self,
+            host_attend_bytes_per_s=ratio * self.host_attend_rate,
+            h2d_while_attend_bytes_per_s=link,
+            host_attend_while_h2d_bytes_per_s=None if cores is None else ratio * cores,
+        )
+
     def gemm_rate(self, dtype: str) -> float:
         """Return the rate of matrix products in FLOPs a second.
 

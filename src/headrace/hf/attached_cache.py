@@ -15,9 +15,11 @@ from headrace.errors import ConfigurationError, HeadraceError, UnsupportedModelE
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attachment import Attachment, DecodeLayer, attach, detach
 from headrace.hf.planning import CacheOptions, CachePlan, plan_cache
+from headrace.hf.replanning import Replanning
 from headrace.hf.weights import device_bytes
 from headrace.model.projection import LayerProjection
 from headrace.plan.operations import Program
+from headrace.plan.options import POLICY_PATHS
 from headrace.plan.plan import Plan
 from headrace.plan.simulate import simulate
 from headrace.plan.workload import Workload
@@ -81,6 +83,8 @@ class AttachedCache(Cache):
         self._backend: Backend | None = None
         self._paged: PagedCache | None = None
         self._planned: CachePlan | None = None
+        self.replanning: Replanning | None = None
+        """What changes the split while rows run; None where it is to stay."""
         self._broken = False
         self._running = False
         self._closed = False
@@ -101,12 +105,14 @@ class AttachedCache(Cache):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was decided differently from what was asked, and why."""
+        """What was decided differently from what was asked, or changed since, and why."""
         notes = [] if self._planned is None else list(self._planned.notes)
         if self._paged is not None and self._paged.host_note:
             notes.append(f"the host attends slowly: {self._paged.host_note}")
         if self._backend is not None and (reason := reason_without(self._backend.device)):
             notes.append(f"attention takes more launches than it need: {reason}")
+        if self.replanning is not None and (words := self.replanning.words()):
+            notes.append(words)
         return tuple(notes)
 
     @property
@@ -306,6 +312,9 @@ class AttachedCache(Cache):
             workload.generate_len,
             None if placed is None else placed.streamed,
         )
+        if self._planned.replanner is not None:
+            paths = POLICY_PATHS[self._planned.settings.policy]
+            self.replanning = Replanning(self._paged, self._planned.replanner, paths=paths)
         self.trace(self._tracing)
 
     def _reserve_rotary(self, positions: int) -> None:
@@ -321,7 +330,7 @@ class AttachedCache(Cache):
     def reset(self) -> None:
         """Forget everything, and give back all memory."""
         paged, backend = self._paged, self._backend
-        self._paged = self._planned = self._backend = None
+        self._paged = self._planned = self._backend = self.replanning = None
         self._broken = self._running = False
         # From the last one to the first, and each of them whatever became of the one before.
         with ExitStack() as ends:

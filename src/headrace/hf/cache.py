@@ -103,6 +103,8 @@ class HostCache(AttachedCache):
             )
         seen = self._read_mask(inputs.get("attention_mask"), rows, q_len)
         new = [np.flatnonzero(row).tolist() for row in seen[:, self.columns :]]
+        if self.replanning is not None:
+            self.replanning.before_forward(range(rows), q_len)
         self._paged.reserve(new)
         positions = inputs.get("position_ids")
         if positions is None:

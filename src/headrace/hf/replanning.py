@@ -1,19 +1,29 @@
-"""The split follows the batch: looked at again as rows come, grow and leave.
+"""The split follows the batch and the machine: looked at again as rows come, grow and leave.
 
 What is decided anew is cheap to change: which share of the K/V on the host its cores attend to, and
 whether pages on the host come to the device where rows that ended have left room. There are never
 more pages on the device than the plan allowed for; which rows have them makes no difference to a
 step, so none goes back. Pages of X come too, rebuilt for the last time.
+
+The cores' share also follows the rate at which they turn out to attend. Where it has come to
+nothing, they are tried again now and then.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from headrace.hf.arrivals import split_of_arriving
+from headrace.hf.host_rate import HostRate, RateRules
 from headrace.plan.policies import Split
-from headrace.plan.replan import Replanner
+from headrace.plan.replan import HOST_SHARES, Replanner
+from headrace.plan.step_work import PATHS
+from headrace.runtime.capacity import RowNeed
+from headrace.runtime.lanes import Busy
 from headrace.runtime.paged import PagedCache
 from headrace.runtime.pages import PageKind
+from headrace.units import format_rate
 
 
 @dataclass(frozen=True)
@@ -22,13 +32,46 @@ class Rules:
 
     Attributes:
         least_gain: share by which the predicted step must become shorter.
-        every_steps: decode steps from one look to the next, at the least.
+        every_steps: decode steps from one look to the next, at the least, unless the rate of the
+            host's cores has changed.
         regained_steps: decode steps in which the time that pages take to come must be regained.
+        rate: when that rate has changed.
     """
 
     least_gain: float = 0.05
     every_steps: int = 16
     regained_steps: int = 32
+    rate: RateRules = field(default_factory=RateRules)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that decode.
+
+    Attributes:
+        rows: how many.
+        context: cached tokens of each in pages, on average.
+        split: how these are divided.
+    """
+
+    rows: int
+    context: int
+    split: Split
+
+    @property
+    def on_host(self) -> float:
+        """Share of the tokens whose K/V are on the host."""
+        return self.split.stream + self.split.host
+
+    def with_share(self, share: float) -> _Batch:
+        """Return the same with another share of the K/V on the host for its cores."""
+        hosted = share * self.on_host
+        split = self.split
+        return _Batch(
+            self.rows,
+            self.context,
+            Split(split.resident, self.on_host - hosted, split.recompute, hosted),
+        )
 
 
 class Replanning:
@@ -38,9 +81,16 @@ class Replanning:
         paged: the cache.
         replanner: predicts.
         rules: when the split changes.
+        paths: that the plan's policy takes.
     """
 
-    def __init__(self, paged: PagedCache, replanner: Replanner, rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        paged: PagedCache,
+        replanner: Replanner,
+        rules: Rules | None = None,
+        paths: Sequence[str] = PATHS,
+    ) -> None:
         self.rules = rules or Rules()
         self.changes = 0
         """How often the split was changed."""
@@ -48,51 +98,170 @@ class Replanning:
         """Pages that came to the device."""
         self.split: Split | None = None
         """How cached tokens were divided when that was last looked at."""
+        self.host_ratio = 1.0
+        """How many times the profile's rate the host's cores attend at, as far as is known."""
+        self.divided = 0
+        """Rows that came and whose prompts were not divided as is planned."""
+        self.tries = 0
+        """How often cores that did nothing were tried."""
         self._paged = paged
-        self._replanner = replanner
+        self._paths = paths
+        self._profiled = self._replanner = replanner
         self._version = -1
         self._steps = 0
+        self._decoded: _Batch | None = None
+        self._rate = HostRate(self.rules.rate.steps)
+        self._rates: tuple[float, float] | None = None
+        self._words: str | None = None
+        self._trying = 0
+        self._idle_steps = 0
+        self._wait_steps = self.rules.rate.try_every
 
-    def before_decode(self, rows: range) -> None:
-        """Look at the batch, if its pages have changed and enough steps have gone by."""
+    def before_forward(self, rows: range, inputs: int) -> None:
+        """Take note of the forward before this one, and look at the batch if it is time to.
+
+        That is before a decode step, if enough of them have gone by and pages have changed, or if
+        the host's cores turned out to attend at another rate.
+
+        Args:
+            rows: the rows that take part.
+            inputs: of each row; 1 in a decode step.
+        """
+        busy = self._paged.host_busy()
+        known = self.host_ratio
+        if self._decoded is not None:
+            self._learn(busy, self._decoded)
+        self._decoded = None
+        if inputs > 1:
+            return
         self._steps += 1
         version = self._paged.layout.version
-        if version == self._version or self._steps < self.rules.every_steps:
-            return
-        self._version, self._steps = version, 0
-        self._look(rows)
-        self._version = self._paged.layout.version
+        changed = version != self._version and self._steps >= self.rules.every_steps
+        if self.host_ratio != known or (changed and not self._trying):
+            self._steps = 0
+            self._look(rows)
+            self._version = self._paged.layout.version
+            self._rates = None
+        elif not self._trying and self._paged.host_share == 0:
+            self._try_again(rows)
+        self._decoded = self._batch(rows, self._paged.host_share)
 
-    def _look(self, rows: range) -> None:
-        pools = self._paged.layout.pools
-        used = {kind: pool.capacity - pool.free for kind, pool in pools.items()}
+    def of_arriving(self, new: Sequence[RowNeed], others: Sequence[RowNeed]) -> Split | None:
+        """Return how the prompts of rows that come are to be divided; None: as is planned.
+
+        Args:
+            new: the rows that come, in empty rows of the cache.
+            others: those that there are, or that come with a beginning that is in the cache.
+        """
+        if not new:
+            return None
+        split = split_of_arriving(self._paged, self._replanner, self._paths, new, others)
+        self.divided += 0 if split is None else len(new)
+        return split
+
+    def _learn(self, busy: Busy, batch: _Batch) -> None:
+        """Note at which rate the cores attended in a decode step."""
+        rules = self.rules.rate
+        rate = self._rate.note(busy)
+        if self._trying:
+            self._trying -= 1
+            if rate is not None or not self._trying:
+                self._use_share(0.0)
+                self._trying = 0
+        if rate is None:
+            return
+        expected = self._replanner.host_rate(batch.rows, batch.context, batch.split)
+        if rules.differ(rate, expected):
+            self.host_ratio = self._profiled.host_ratio(
+                batch.rows, batch.context, batch.split, rate
+            )
+            self._replanner = self._profiled.with_host_rate(self.host_ratio)
+            self._rates = rate, expected
+
+    def _use_share(self, share: float, steps: int | None = None) -> None:
+        """Let the cores attend to a share of the K/V on the host, and learn their rate anew."""
+        self._paged.host_share = share
+        self._rate = HostRate(self.rules.rate.steps if steps is None else steps)
+
+    def _batch(self, rows: range, host_share: float) -> _Batch | None:
+        """Return the batch as it is in the cache; None where no page is used."""
+        used = self._used()
         total = sum(used.values())
         if total == 0:
-            return
+            return None
         context = max(1, total * self._paged.layout.block_tokens // len(rows))
+        return _Batch(len(rows), context, self._divided(used, host_share))
+
+    def _used(self) -> dict[PageKind, int]:
+        pools = self._paged.layout.pools
+        return {kind: pool.capacity - pool.free for kind, pool in pools.items()}
+
+    def _look(self, rows: range) -> None:
+        batch = self._batch(rows, self._paged.host_share)
+        if batch is None:
+            return
+        used, before = self._used(), self._paged.host_share
+        total = sum(used.values())
         on_device, rebuilt = used[PageKind.RESIDENT], used[PageKind.ACTIVATIONS]
-        now = self._divided(used, self._paged.host_share)
-        now_s = self._replanner.step_s(len(rows), context, now)
+        now_s = self._step_s(batch)
         coming = min(self._paged.layout.promotable, total - on_device)
         # Keys and values come first, then X.
         left = rebuilt - max(0, coming - used[PageKind.KV])
         share, then_s = self._replanner.hosted(
-            len(rows), context, (on_device + coming) / total, left / total
+            len(rows), batch.context, (on_device + coming) / total, left / total
         )
         bring_s = coming * self._paged.capacity.page_bytes / self._replanner.profile.h2d_bytes_per_s
         if coming and self._pays(now_s, then_s, bring_s):
             self.promoted += self._paged.promote(rows, coming)
-            self._paged.host_share = share
-            self.changes += 1
+            self._change(share, before)
         else:
-            share, then_s = self._replanner.hosted(
-                len(rows), context, on_device / total, rebuilt / total
-            )
+            share, then_s = self._hosted(self._replanner, batch)
             if self._pays(now_s, then_s, 0.0):
-                self._paged.host_share = share
-                self.changes += 1
-        used = {kind: pool.capacity - pool.free for kind, pool in pools.items()}
-        self.split = self._divided(used, self._paged.host_share)
+                self._change(share, before)
+        self.split = self._divided(self._used(), self._paged.host_share)
+
+    def _change(self, share: float, before: float) -> None:
+        """Change the cores' share of the K/V on the host, and note why."""
+        self._use_share(share)
+        self.changes += 1
+        self._idle_steps, self._wait_steps = 0, self.rules.rate.try_every
+        if self._rates is not None and share != before:
+            rate, expected = self._rates
+            self._words = (
+                f"the cores' share of the K/V on the host went from {100 * before:.0f} % to "
+                f"{100 * share:.0f} %, for they attended at {format_rate(rate)}, not "
+                f"{format_rate(expected)}"
+            )
+
+    def _try_again(self, rows: range) -> None:
+        """Let the cores attend to a little, if they have done nothing for long.
+
+        Only their rate keeps them from it: at the profile's, it would pay.
+        """
+        self._idle_steps += 1
+        if self.host_ratio >= 1 or self._idle_steps < self._wait_steps:
+            return
+        self._idle_steps = 0
+        batch, pages = self._batch(rows, 0.0), self._used()[PageKind.KV]
+        if batch is None or pages == 0:
+            return
+        now_s = self._step_s(batch)
+        if not self._pays(now_s, self._hosted(self._profiled, batch)[1], 0.0):
+            return
+        share = max(1 / HOST_SHARES, 1 / pages)
+        rules = self.rules.rate
+        self._wait_steps = rules.wait_steps(now_s, self._step_s(batch.with_share(share)))
+        self._trying = rules.try_steps
+        self._use_share(share, rules.try_steps)
+        self.tries += 1
+
+    def _step_s(self, batch: _Batch) -> float:
+        return self._replanner.step_s(batch.rows, batch.context, batch.split)
+
+    @staticmethod
+    def _hosted(replanner: Replanner, batch: _Batch) -> tuple[float, float]:
+        split = batch.split
+        return replanner.hosted(batch.rows, batch.context, split.resident, split.recompute)
 
     def _pays(self, now_s: float, then_s: float, cost_s: float) -> bool:
         gain_s = now_s - then_s
@@ -110,13 +279,19 @@ class Replanning:
 
     def words(self) -> str | None:
         """Return what was changed, in a sentence; None where nothing was."""
+        came = (
+            f"the prompts of {self.divided} rows were divided as suited the batch when they came"
+            if self.divided
+            else None
+        )
         if not self.changes or self.split is None:
-            return None
+            return came
         parts = (
             f"{100 * getattr(self.split, path):.0f} % {path}"
             for path in ("resident", "stream", "recompute", "host")
         )
-        return (
-            f"the split was changed {self.changes} times as the batch did, and {self.promoted} "
+        words = (
+            f"the split was changed {self.changes} times while rows ran, and {self.promoted} "
             f"pages came to the device; it was {', '.join(parts)} at last"
         )
+        return "; ".join(part for part in (words, self._words, came) if part is not None)

@@ -18,10 +18,11 @@ from headrace.hf.attached_cache import AttachedCache
 from headrace.hf.attachment import Attachment, DecodeLayer
 from headrace.hf.memory_errors import memory_errors
 from headrace.hf.planning import CacheOptions
-from headrace.hf.replanning import Replanning
 from headrace.hf.replay import RecordedForward, Replays
+from headrace.plan.policies import Split
 from headrace.plan.workload import Workload
 from headrace.runtime.attention import Scoring
+from headrace.runtime.capacity import RowNeed
 
 _LEAST_PREFILL_TOKENS = 1024
 
@@ -74,8 +75,6 @@ class RowsCache(AttachedCache):
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._forward: _Forward | None = None
         self._instead: DecodeLayer | None = None
-        self.replanning: Replanning | None = None
-        """What changes the split as the batch does; None where it is to stay."""
         placed = self._attachment.placed is not None
         self._replays = Replays(
             self._run_instead, self._device, "its weights move" if placed else None
@@ -85,30 +84,28 @@ class RowsCache(AttachedCache):
         try:
             with torch.inference_mode(False), torch.no_grad(), memory_errors():
                 self._open(workload, self._device)
-                self.replanning = self._replanning()
                 self.paged.select([])
         except BaseException:
             self.close()
             raise
 
-    def _replanning(self) -> Replanning | None:
-        replanner = None if self._planned is None else self._planned.replanner
-        return None if replanner is None else Replanning(self.paged, replanner)
-
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided differently from what was asked, or changed since, and why."""
-        notes = list(super().notes)
-        if self.replanning is not None and (words := self.replanning.words()):
-            notes.append(words)
         if self._device.type == "cuda" and self._replays.reason is not None:
-            notes.append(f"decode steps are launched kernel by kernel: {self._replays.reason}")
-        return tuple(notes)
+            words = f"decode steps are launched kernel by kernel: {self._replays.reason}"
+            return (*super().notes, words)
+        return super().notes
 
     @property
     def broken(self) -> bool:
         """Whether a forward has failed half-way."""
         return self._broken
+
+    @property
+    def uneven(self) -> bool:
+        """Whether pools have grown for rows that were not divided as is planned."""
+        return self.replanning is not None and self.replanning.divided > 0
 
     @property
     def block_tokens(self) -> int:
@@ -132,23 +129,34 @@ class RowsCache(AttachedCache):
         limited = self.plan is not None and self._options.gpu_memory_bytes is not None
         return max(1, planned) if limited else max(_LEAST_PREFILL_TOKENS, planned)
 
-    def fits(self, rows: Sequence[tuple[int, int, int]]) -> bool:
-        """Return whether host memory suffices for some rows until all of them have ended.
-
-        Args:
-            rows: of each, the tokens of its prompt, its tokens at the end, and how many rows share
-                the prompt.
-        """
+    def fits(self, rows: Sequence[RowNeed]) -> bool:
+        """Return whether host memory suffices for all of some rows until all of them have ended."""
         return self.paged.capacity.fits(rows)
 
-    def add(self, rows: int) -> range:
-        """Add empty rows behind the others; return their numbers."""
+    def split_of(self, row: int) -> Split:
+        """Return how a row's prompt is divided."""
+        return self.paged.layout.rows[row].split
+
+    def add(
+        self, rows: int, needs: Sequence[RowNeed] = (), others: Sequence[RowNeed] = ()
+    ) -> range:
+        """Add empty rows behind the others; return their numbers.
+
+        Args:
+            rows: how many.
+            needs: what each of them will have. Their prompts are divided as suits the batch as it
+                is then, if the split may change; without it, as is planned.
+            others: what all other rows will have.
+        """
         if len(self.lengths) + rows > self.capacity:
             raise ConfigurationError(
                 f"{rows} rows were to be added to {len(self.lengths)}, but there is room for "
                 f"{self.capacity}"
             )
-        return self.paged.add(rows)
+        split = None
+        if self.replanning is not None:
+            split = self.replanning.of_arriving(needs, others)
+        return self.paged.add(rows, split)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -188,9 +196,9 @@ class RowsCache(AttachedCache):
         padding = [longest - len(some) for some in tokens]
         new = [range(count, longest) for count in padding]
         first = [length - count for length, count in zip(before, padding, strict=True)]
-        if longest == 1 and self.replanning is not None:
+        if self.replanning is not None:
             with torch.inference_mode(False), torch.no_grad():
-                self.replanning.before_decode(rows)
+                self.replanning.before_forward(rows, longest)
         self.paged.reserve(new, rows)
         self._forward = _Forward(rows, new, first, next_rows)
         with torch.inference_mode(), memory_errors():

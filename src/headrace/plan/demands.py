@@ -8,7 +8,7 @@ cached tokens of a layer in pages over all rows, L layers of a kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import (
@@ -37,6 +37,7 @@ __all__ = [
     "demands",
     "host_attention",
     "host_link_bytes",
+    "host_rate",
     "partial_bytes",
     "query_bytes",
 ]
@@ -129,6 +130,32 @@ def host_attention(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:
     for name, group, tokens in work.columns("host"):
         size_bytes = tokens * kv_bytes_per_token(group.shape)
         yield Term(name, Rate.HOST, size_bytes / profile.host_attend_rate)
+
+
+def host_rate(
+    work: StepWork, profile: HardwareProfile, paths: tuple[str, ...], values: Mapping[str, float]
+) -> float:
+    """Return the bytes a second at which the host's cores attend in a step.
+
+    It is less than their own rate as far as the link takes host memory from them meanwhile.
+
+    Args:
+        work: the step.
+        profile: the machine.
+        paths: the paths that are taken.
+        values: the columns.
+    """
+    device = DeviceTime(work, profile)
+    link = [*cache_loads(work, profile, paths), _weight_loads(work, profile)]
+    idle = [*device.alone(), *_host_results(work, profile)]
+    link_s, cores_s, alone_s = (
+        Demand.of(Resource.HOST, *terms).seconds(values)
+        for terms in (link, host_attention(work, profile), idle)
+    )
+    if not cores_s:
+        return profile.host_attend_rate
+    busy_s = Sharing(profile).cores_s(link_s, cores_s, alone_s)
+    return profile.host_attend_rate * cores_s / busy_s
 
 
 def _host_results(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:

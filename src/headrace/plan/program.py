@@ -83,6 +83,9 @@ class Choice:
         tied: whether all layers have the same split, as the runtime needs it.
         all_later: whether later tokens must all be on the device.
         weights_streamed: share of the weights that is streamed, where that is settled.
+        least: smallest shares of some paths, as far as these have their places already.
+        most: largest shares of some paths.
+        least_on_host: likewise, smallest share of the K/V on the host, streamed or attended to.
     """
 
     paths: tuple[str, ...] = PATHS
@@ -92,6 +95,19 @@ class Choice:
     tied: bool = False
     all_later: bool = False
     weights_streamed: float | None = None
+    least: Mapping[str, float] = field(default_factory=dict)
+    most: Mapping[str, float] = field(default_factory=dict)
+    least_on_host: float = 0.0
+
+    def bounds(self, path: str) -> tuple[float, float]:
+        """Return the smallest and the largest share of a path."""
+        given = self.fixed.get(path)
+        if given is not None:
+            return given, given
+        most = min(1.0, self.most.get(path, 1.0))
+        if path == "recompute":
+            most = min(most, self.most_recomputed)
+        return self.least.get(path, 0.0), most
 
 
 @dataclass(frozen=True)
@@ -203,6 +219,13 @@ def assemble(
         paths = {column(path, group, len(groups)): 1.0 for path in choice.paths}
         name = "split" if len(groups) == 1 else f"split {group.name}"
         program.add_row(name, paths, lower=1.0, upper=1.0)
+        if choice.least_on_host > 0:
+            on_host = {
+                column(path, group, len(groups)): 1.0
+                for path in ("stream", "host")
+                if path in choice.paths
+            }
+            program.add_row(f"on host, {name}", on_host, lower=choice.least_on_host)
     if choice.tied:
         for group in groups[1:]:
             for path in choice.paths:
@@ -232,14 +255,8 @@ def _add_columns(
     for group in groups:
         for path in choice.paths:
             name = column(path, group, len(groups))
-            upper = min(1.0, choice.most_recomputed) if path == "recompute" else 1.0
-            given = choice.fixed.get(path)
-            program.add_column(
-                name,
-                cost=tie_break(name),
-                lower=0.0 if given is None else given,
-                upper=upper if given is None else given,
-            )
+            lower, upper = choice.bounds(path)
+            program.add_column(name, cost=tie_break(name), lower=lower, upper=upper)
     least, most = 0.0, 1.0 if choice.stream_weights else 0.0
     if choice.weights_streamed is not None:
         least = most = choice.weights_streamed

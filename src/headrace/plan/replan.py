@@ -6,20 +6,26 @@ decided again. That is one linear program or two, and takes about a millisecond.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.shape import ModelShape
 from headrace.plan.decision import Decider, Decision
-from headrace.plan.demands import demands
+from headrace.plan.demands import demands, host_rate
 from headrace.plan.geometry import Geometry
 from headrace.plan.options import PlanOptions
 from headrace.plan.policies import Policy, Split
-from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, column
+from headrace.plan.program import Choice, MemoryLimits, optimise
+from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, StepWork, column
 from headrace.plan.workload import Workload
 
-_HOST_SHARES = 32
+HOST_SHARES = 32
 """Parts into which the K/V on the host are divided between the link and the cores."""
+
+_RATIO_ROUNDS = 12
+"""Corrections of the ratio of the cores' rate; each leaves at most half of the error."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,13 @@ class Replanner:
             context: cached tokens of a row, on average.
             split: how they are divided.
         """
+        work, paths, values = self._divided(rows, context, split)
+        return max(one.seconds(values) for one in demands(work, self.profile, paths))
+
+    def _divided(
+        self, rows: int, context: int, split: Split
+    ) -> tuple[StepWork, tuple[str, ...], dict[str, float]]:
+        """Return a step of rows that are divided in a given way, its paths and its columns."""
         decider = Decider(self.shape, Workload(rows, context, 1), self.profile, self.options)
         work = decider.step_work(Policy.AUTO, Schedule.ROW, self.geometry)
         paths = tuple(path for path in PATHS if getattr(split, path) > 0)
@@ -78,7 +91,7 @@ class Replanner:
             for path in PATHS
         }
         values[WEIGHTS] = self.options.weights_streamed or 0.0
-        return max(one.seconds(values) for one in demands(work, self.profile, paths))
+        return work, paths, values
 
     def hosted(
         self, rows: int, context: int, resident: float, recompute: float
@@ -91,13 +104,90 @@ class Replanner:
             resident: share of them on the device, which is as it is.
             recompute: share of them kept as X, likewise.
         """
+        recompute = min(1.0, recompute)
         on_host = max(0.0, 1.0 - resident - recompute)
-        parts = _HOST_SHARES if self.profile.host_attends and on_host > 0 else 0
+        attends = self.profile.host_attends and "host" in self.options.paths
+        parts = HOST_SHARES if attends and on_host > 0 else 0
         found = []
         for part in range(parts + 1):
             share = part / max(1, parts)
             hosted = share * on_host
-            split = Split(1.0 - recompute - on_host, on_host - hosted, recompute, hosted)
+            kept = max(0.0, 1.0 - recompute - on_host)
+            split = Split(kept, on_host - hosted, recompute, hosted)
             found.append((self.step_s(rows, context, split), share))
         step_s, share = min(found)
         return share, step_s
+
+    def completed(
+        self,
+        rows: int,
+        context: int,
+        least: Mapping[str, float],
+        most: Mapping[str, float],
+        least_on_host: float,
+        paths: Sequence[str],
+    ) -> Split | None:
+        """Return the best split of a batch most of whose tokens have their places already.
+
+        Args:
+            rows: sequences.
+            context: cached tokens of a row, on average.
+            least: of ``resident`` and ``recompute``, the share that is there already.
+            most: of both, the share that there may be.
+            least_on_host: share of the tokens whose K/V are on the host already; whether they are
+                streamed or attended to there is open.
+            paths: that may be taken.
+
+        Returns:
+            The split of all tokens; None where the shares go together in no way.
+        """
+        options = self.options.on(self.profile)
+        decider = Decider(self.shape, Workload(rows, context, 1), self.profile, options)
+        choice = Choice(
+            paths=tuple(path for path in options.paths if path in paths),
+            stream_weights=False,
+            tied=True,
+            weights_streamed=options.weights_streamed or 0.0,
+            least=least,
+            most=most,
+            least_on_host=least_on_host,
+        )
+        # Memory is what has set the largest shares.
+        limits = MemoryLimits(math.inf, math.inf, context)
+        work = decider.step_work(Policy.AUTO, Schedule.ROW, self.geometry)
+        optimum = optimise(work, self.profile, limits, choice)
+        return None if optimum is None or not optimum.splits else optimum.splits[0]
+
+    # What the host's cores turn out to do
+
+    def with_host_rate(self, ratio: float) -> Replanner:
+        """Return one for which the host's cores attend at so many times the profile's rates."""
+        return replace(self, profile=self.profile.with_host_rate(ratio))
+
+    def host_rate(self, rows: int, context: int, split: Split) -> float:
+        """Return the bytes a second at which the host's cores should attend in such a step.
+
+        Args:
+            rows: sequences.
+            context: cached tokens of a row, on average.
+            split: how they are divided.
+        """
+        work, paths, values = self._divided(rows, context, split)
+        return host_rate(work, self.profile, paths, values)
+
+    def host_ratio(self, rows: int, context: int, split: Split, bytes_per_s: float) -> float:
+        """Return how many times the profile's rates explain the rate at which the cores attended.
+
+        What the link takes from the cores does not grow as they become slower, so that this is not
+        the quotient of both rates.
+
+        Args:
+            rows: sequences.
+            context: cached tokens of a row, on average.
+            split: how they were divided.
+            bytes_per_s: at which the cores attended in that step.
+        """
+        ratio = 1.0
+        for _ in range(_RATIO_ROUNDS):
+            ratio *= bytes_per_s / self.with_host_rate(ratio).host_rate(rows, context, split)
+        return ratio

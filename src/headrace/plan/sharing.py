@@ -118,6 +118,16 @@ class Sharing:
         given = min(link, max(share * total, total - cores))
         return given / link, min(1.0, (total - given) / cores)
 
+    def cores_s(self, link_s: float, cores_s: float, alone_s: float) -> float:
+        """Return for how long the cores read in a step of L, H and Q seconds.
+
+        That is H / b where the link is at work all the while. If the cores end last they have host
+        memory to themselves from then on, and the step is theirs but for Q seconds.
+        """
+        _, share = self.shares(link_s, cores_s, alone_s)
+        last_s = self.least_s(link_s, cores_s, alone_s) - alone_s
+        return min(cores_s / share, max(cores_s, last_s))
+
     def _measured_shares(self) -> tuple[float, float]:
         """Return a and b as measured; at the least those of taking turns."""
         assert self.profile.joint_rates is not None

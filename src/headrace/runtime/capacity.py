@@ -4,12 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from headrace.errors import MemoryBudgetError
-from headrace.runtime.pages import PageKind, PagePool
+from headrace.plan.policies import Split
+from headrace.runtime.pages import HOST_KINDS, PageKind, PagePool
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import PageStore
 from headrace.units import format_bytes
+
+
+@dataclass(frozen=True)
+class RowNeed:
+    """What a row will have in the cache.
+
+    Attributes:
+        prompt_len: tokens of its prompt.
+        end: tokens when it has ended, at most.
+        samples: rows that will share the prompt; 0 where nothing is generated.
+        cached: tokens that are in the cache already.
+        split: shares of its prompt's tokens on each path; None: as planned.
+    """
+
+    prompt_len: int
+    end: int
+    samples: int = 1
+    cached: int = 0
+    split: Split | None = None
+
+    def host_pages(self, split: Split, block_tokens: int) -> dict[PageKind, int]:
+        """Return the pages on the host that its further tokens take, at most.
+
+        Args:
+            split: of its prompt.
+            block_tokens: tokens of a page.
+        """
+        prompt = max(0, self.prompt_len - self.cached)
+        further = max(0, self.end - max(self.prompt_len, self.cached))
+        rebuilt = split.recompute * prompt
+        return {
+            PageKind.ACTIVATIONS: math.ceil(rebuilt / block_tokens) + 1 if rebuilt else 0,
+            PageKind.KV: math.ceil((prompt - rebuilt) / block_tokens)
+            + self.samples * (math.ceil(further / block_tokens) + 1),
+        }
 
 
 class Capacity:
@@ -34,27 +71,30 @@ class Capacity:
         """Bytes of a page of keys and values, in all layers."""
         return self._store.bytes_of(PageKind.KV)
 
-    def fits(self, rows: Sequence[tuple[int, int, int]]) -> bool:
-        """Return whether host memory suffices for some rows until all of them have ended.
-
-        Args:
-            rows: of each, the tokens of its prompt, its tokens at the end, and how many rows share
-                the prompt.
-        """
+    def fits(self, rows: Sequence[RowNeed]) -> bool:
+        """Return whether host memory suffices for all of some rows until all of them have ended."""
         limit = self._settings.host_memory_bytes
         if limit is None:
             return True
-        return sum(self._host_bytes_of(*row) for row in rows) <= limit
+        return sum(self._host_bytes_of(row) for row in rows) <= limit
 
-    def _host_bytes_of(self, prompt_len: int, end: int, samples: int) -> int:
+    def _host_bytes_of(self, row: RowNeed) -> int:
         """Return the host memory that rows which share a prompt take at most."""
-        rebuilt = self._settings.split.recompute * prompt_len
-        pages = {
-            PageKind.ACTIVATIONS: math.ceil(rebuilt / self._block) + 1 if rebuilt else 0,
-            PageKind.KV: math.ceil((prompt_len - rebuilt) / self._block)
-            + samples * (math.ceil((end - prompt_len) / self._block) + 1),
-        }
+        whole = RowNeed(row.prompt_len, row.end, row.samples)
+        pages = whole.host_pages(row.split or self._settings.split, self._block)
         return sum(self._store.bytes_of(kind, count) for kind, count in pages.items())
+
+    def suffices(self, pages: Mapping[PageKind, int]) -> bool:
+        """Return whether so many pages on the host are free, or may be added, of all kinds at once.
+
+        What a pool has cannot be lent to another.
+        """
+        limit = self._settings.host_memory_bytes
+        missing = {kind: max(0, pages.get(kind, 0) - self._pools[kind].free) for kind in HOST_KINDS}
+        if limit is None or not any(missing.values()):
+            return True
+        added = sum(self._store.bytes_of(kind, count) for kind, count in missing.items())
+        return self._store.host_bytes + added <= limit
 
     def reserve(self, pages: Mapping[PageKind, int]) -> None:
         """Make sure that so many pages of each kind are free.

@@ -168,7 +168,8 @@ class CpuBackend(Backend):
     ) -> None:
         self.device = torch.device("cpu")
         self._link_bytes_per_s = h2d_bytes_per_s, d2h_bytes_per_s
-        self._host_attend_bytes_per_s = host_attend_bytes_per_s
+        self.host_attend_bytes_per_s = host_attend_bytes_per_s
+        """The rate at which the host's cores attend, which may change between steps."""
         self._host = Pacer()
         rates = (h2d_bytes_per_s, d2h_bytes_per_s, host_attend_bytes_per_s)
         self.origin = Origin.MEASURED if rates == (None,) * 3 else Origin.EMULATED
@@ -235,17 +236,22 @@ class CpuBackend(Backend):
 
         Queries and results take their time on the emulated link, too, but do not hold it up.
         """
-        rate = self._host_attend_bytes_per_s
+        rate = self.host_attend_bytes_per_s
         if rate is None:
             return super().end_attended(attended)
         done_s = time.perf_counter()
-        h2d, d2h = self._link_bytes_per_s
         seconds = attended.read_bytes / rate
-        seconds += attended.query_bytes / h2d if h2d else 0.0
-        seconds += attended.result_bytes / d2h if d2h else 0.0
+        seconds += self.mail_s(attended.query_bytes, attended.result_bytes)
         ready_s = max(event.times_s()[1] for event in attended.after) + self._epoch_s
         start_s, finish_s = self._host.hold(ready_s, seconds, done_s)
         return start_s - self._epoch_s, finish_s - self._epoch_s
+
+    def mail_s(self, query_bytes: int, result_bytes: int) -> float:
+        """Return the time of queries and results on the emulated link."""
+        if self.host_attend_bytes_per_s is None:
+            return 0.0
+        h2d, d2h = self._link_bytes_per_s
+        return (query_bytes / h2d if h2d else 0.0) + (result_bytes / d2h if d2h else 0.0)
 
     def synchronize(self) -> None:
         """Wait for all transfers; then raise what any of them raised."""

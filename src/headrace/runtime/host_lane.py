@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,11 +23,14 @@ from torch import Tensor
 from headrace.errors import HeadraceError
 from headrace.runtime.attention import Partial, Scoring
 from headrace.runtime.host_entries import RowEntries
-from headrace.runtime.lanes import Attended, Backend, Event, Mailbox
+from headrace.runtime.lanes import Attended, Backend, Busy, Event, Mailbox
 from headrace.runtime.native.library import STATUS, Done
 from headrace.runtime.native_lane import NativeLane, PreparedCall
 
 _GLANCE_S = 1e-4
+
+_LAYERS_NOTED = 1024
+"""Of so many layers, the newest ones, it is kept how long they took until somebody asks."""
 
 
 class HostKernel(Protocol):
@@ -68,6 +72,21 @@ class _Job:
     event: HostEvent
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A layer that the cores attend to, or have attended to.
+
+    Attributes:
+        event: its end.
+        read_bytes: of its keys and values.
+        mail_s: for how long queries and results are on their way.
+    """
+
+    event: HostEvent | NativeHostEvent
+    read_bytes: int
+    mail_s: float
+
+
 class HostEvent(Event):
     """The end of the cores' work for a layer."""
 
@@ -79,6 +98,11 @@ class HostEvent(Event):
         """Set the event."""
         self._times_s = start_s, finish_s
         self._happened.set()
+
+    @property
+    def happened(self) -> bool:
+        """Whether it has happened."""
+        return self._happened.is_set()
 
     def wait_on_host(self) -> None:
         """Block until it has happened."""
@@ -107,9 +131,14 @@ class NativeHostEvent(Event):
         """Negative until it has happened; 0 if all went well."""
         return int(self._done.status)
 
+    @property
+    def happened(self) -> bool:
+        """Whether it has happened."""
+        return self.status >= 0
+
     def wait_on_host(self) -> None:
         """Look until it has happened."""
-        while self.status < 0:
+        while not self.happened:
             time.sleep(_GLANCE_S)
 
     def times_s(self) -> tuple[float, float]:
@@ -143,6 +172,7 @@ class HostLane:
         self._views: dict[torch.Size, tuple[Tensor, Tensor, Partial]] = {}
         self._error: BaseException | None = None
         self._last: NativeHostEvent | None = None
+        self._begun: deque[_Begun] = deque(maxlen=_LAYERS_NOTED)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._epoch_s = time.perf_counter() - backend.now_s()
         self._native = None if self._flag.address is None else kernel.lane()
@@ -178,12 +208,16 @@ class HostLane:
         torch.mul(query.reshape(-1), 1, out=sent)
         self._number += 1
         after = self._backend.host_marks(stored)
+        event: HostEvent | NativeHostEvent
         if self._native is not None:
-            return self._push(layer, query_host, entries, scoring, result, after)
-        event = HostEvent()
-        self._jobs.put(
-            _Job(self._number, layer, entries, scoring, query_host, result, after, event)
-        )
+            event = self._push(layer, query_host, entries, scoring, result, after)
+        else:
+            event = HostEvent()
+            self._jobs.put(
+                _Job(self._number, layer, entries, scoring, query_host, result, after, event)
+            )
+        mail_s = self._backend.mail_s(query.nbytes, _result_bytes(result))
+        self._begun.append(_Begun(event, _read_bytes(query, entries), mail_s))
         return event
 
     def _push(
@@ -217,6 +251,19 @@ class HostLane:
         assert self._result is not None
         self._flag.wait(self._number)
         return _partial([box.device for box in self._result], shape)
+
+    def busy(self) -> Busy:
+        """Return for how long the cores attended to the layers that ended since the last call.
+
+        Nobody waits: layers that are under way are part of a later answer.
+        """
+        seconds, read_bytes = 0.0, 0
+        while self._begun and self._begun[0].event.happened:
+            begun = self._begun.popleft()
+            start_s, finish_s = begun.event.times_s()
+            seconds += max(0.0, finish_s - start_s - begun.mail_s)
+            read_bytes += begun.read_bytes
+        return Busy(seconds, read_bytes)
 
     def close(self) -> None:
         """End the thread, once it has done what was begun, and give back the mailboxes.
@@ -296,16 +343,23 @@ class HostLane:
 
 def _attended(job: _Job, start_s: float) -> Attended:
     """Return what a layer's attention read, and what came down and goes up for it."""
-    _, heads, _, width = job.query.shape
-    token_bytes = 2 * heads * width * job.query.element_size()
-    parts = (job.result.output, job.result.maximum, job.result.total)
     return Attended(
         after=job.after,
         start_s=start_s,
-        read_bytes=job.entries.tokens * token_bytes,
+        read_bytes=_read_bytes(job.query, job.entries),
         query_bytes=job.query.nbytes,
-        result_bytes=sum(part.nbytes for part in parts),
+        result_bytes=_result_bytes(job.result),
     )
+
+
+def _read_bytes(query: Tensor, entries: RowEntries) -> int:
+    """Return the bytes of keys and values that queries ``[B, H, G, D]`` attend to."""
+    _, heads, _, width = query.shape
+    return entries.tokens * 2 * heads * width * query.element_size()
+
+
+def _result_bytes(result: Partial) -> int:
+    return result.output.nbytes + result.maximum.nbytes + result.total.nbytes
 
 
 def _partial(flat: Sequence[Tensor], shape: torch.Size) -> Partial:

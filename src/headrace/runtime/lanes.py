@@ -78,6 +78,19 @@ class Attended:
     result_bytes: int
 
 
+@dataclass(frozen=True)
+class Busy:
+    """For how long the host's cores attended, over some layers, and what they read meanwhile.
+
+    Attributes:
+        seconds: without those in which queries came down and results went up.
+        read_bytes: of keys and values.
+    """
+
+    seconds: float = 0.0
+    read_bytes: int = 0
+
+
 class Flag(ABC):
     """A number that the host raises and that compute waits for."""
 
@@ -171,6 +184,13 @@ class Backend(ABC):
         it sleep here until slower cores would have been done.
         """
         return attended.start_s, self.now_s()
+
+    def mail_s(self, query_bytes: int, result_bytes: int) -> float:
+        """Return for how long, between those two times, queries came down and results went up.
+
+        Not at all where the cores reach them as they lie.
+        """
+        return 0.0
 
     @abstractmethod
     def synchronize(self) -> None:

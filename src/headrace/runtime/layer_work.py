@@ -6,8 +6,6 @@ head width, M model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ from headrace.runtime.pages import PageKind
 from headrace.runtime.prompt import attend_prompt
 from headrace.runtime.step import Step
 from headrace.runtime.tail import Tail
-from headrace.runtime.window import WindowCache
+from headrace.runtime.windows import Windows
 from headrace.runtime.writer import Writer
 
 
@@ -34,7 +32,7 @@ class WorkMaker:
 
     Args:
         tail: the newest tokens of layers whose cache is paged.
-        windows: of each layer that attends to a window.
+        windows: the caches of layers that attend to a window.
         flat: the cache of all other layers where all is resident, or None.
         writer: brings tokens into pages.
         workspace_bytes: bound on the attention scores that exist at once.
@@ -43,7 +41,7 @@ class WorkMaker:
     def __init__(
         self,
         tail: Tail,
-        windows: Mapping[int, WindowCache],
+        windows: Windows,
         flat: FlatCache | None,
         writer: Writer,
         workspace_bytes: int,
@@ -76,7 +74,7 @@ class WorkMaker:
             step: what the layers share.
         """
         grouped = group_queries(query, key.shape[1])
-        if self._flat is not None or layer in self._windows:
+        if self._flat is not None or self._windows.of(layer) is not None:
             return self._device_work(layer, query, grouped, key, value, scoring, step)
         return self._paged_work(layer, activations, query, grouped, key, value, scoring, step)
 
@@ -91,7 +89,7 @@ class WorkMaker:
         step: Step,
     ) -> LayerWork:
         """Return the work of a layer all of whose cache stays on the device."""
-        window, flat = self._windows.get(layer), self._flat
+        window, flat = self._windows.of(layer), self._flat
 
         def attend_new() -> Tensor | Partial:
             if window is not None:

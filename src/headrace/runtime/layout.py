@@ -44,17 +44,23 @@ class Layout:
         self.all_resident = split.resident >= 1.0 - 1e-9 and resident_pages is None
         """Whether every page goes to the device."""
         self._admitted = 0
-        self._split = split
+        self.split = split
+        """How prompts are divided, unless said otherwise."""
 
     def start(self, rows: int) -> None:
         """Begin with empty rows."""
         self.rows, self._admitted = [], 0
         self.add(rows)
 
-    def add(self, rows: int) -> None:
-        """Add empty rows behind the others. Their prompts are split as is planned."""
+    def add(self, rows: int, split: Split | None = None) -> None:
+        """Add empty rows behind the others.
+
+        Args:
+            rows: how many.
+            split: shares of their prompts' tokens on each path; None: as is planned.
+        """
         for _ in range(rows):
-            self.rows.append(Row(phase=_phase(self._admitted), split=self._split))
+            self.rows.append(Row(phase=_phase(self._admitted), split=split or self.split))
             self.touch(self.rows[-1])
             self._admitted += 1
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headrace.plan.memory import STORE_SLOTS
 from headrace.plan.operations import Program
+from headrace.plan.policies import Split
 from headrace.runtime.attention import Scoring, ungroup_output
 from headrace.runtime.capacity import Capacity
 from headrace.runtime.conveyor import Conveyor, Rebuild
@@ -23,7 +24,7 @@ from headrace.runtime.flat import FlatCache
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.host_pages import StoreKernel, row_entries
-from headrace.runtime.lanes import Backend, Event
+from headrace.runtime.lanes import Backend, Busy, Event
 from headrace.runtime.layer_work import WorkMaker
 from headrace.runtime.layout import Layout
 from headrace.runtime.loader import Loader
@@ -36,10 +37,10 @@ from headrace.runtime.recorder import Recorder
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.staging import StagingRing, StoreRing
 from headrace.runtime.step import Step, hidden_places
-from headrace.runtime.store import LayerWidths, PageStore
+from headrace.runtime.store import PageStore
 from headrace.runtime.tail import Tail
 from headrace.runtime.weights import StreamedWeights
-from headrace.runtime.window import WindowCache
+from headrace.runtime.windows import Windows
 from headrace.runtime.writer import Writer
 from headrace.timeline import Lane
 
@@ -81,7 +82,7 @@ class PagedCache:
         self.capacity = Capacity(self._layout.pools, self._store, settings)
         """Its room for pages."""
         self._tail = Tail(backend, widths, rows, self._block, settings.dtype)
-        self._windows = _make_windows(backend, settings, rows)
+        self._windows = Windows(backend, settings.windows, rows, settings.dtype)
         self._flat: FlatCache | None = None
         if settings.all_resident:
             places = prompt_len + new_tokens
@@ -180,10 +181,9 @@ class PagedCache:
     @property
     def device_bytes(self) -> int:
         """Device memory of staging, tail, windows and resident pages."""
-        windows = sum(window.size_bytes for window in set(self._windows.values()))
         buffers = self._ring.size_bytes + self._store_ring.size_bytes + self._tail.size_bytes
         flat = 0 if self._flat is None else self._flat.size_bytes
-        return buffers + windows + flat + self._store.device_bytes
+        return buffers + self._windows.size_bytes + flat + self._store.device_bytes
 
     @property
     def growths(self) -> int:
@@ -249,8 +249,7 @@ class PagedCache:
         )
         self._now = Step.of(rows, moves, index, hidden, first_column, fresh, self._block)
         self._note_positions(index, position_Bq)
-        for window in set(self._windows.values()):
-            window.begin_step(self._now.column_Bq, moves.new, first_column, rows)
+        self._windows.begin_step(self._now.column_Bq, moves.new, first_column, rows)
         if self._flat is not None:
             seen = [row.hidden for row in some]
             self._flat.begin_step(index.token_Bq, moves.new, moves.first_token, seen, rows)
@@ -376,6 +375,13 @@ class PagedCache:
             self._conveyor.let_host_attend(self._open_host())
         self._programs.host_share = share
 
+    def host_busy(self) -> Busy:
+        """Return for how long the host's cores attended in layers that ended since the last call.
+
+        Nobody waits for those that are under way.
+        """
+        return Busy() if self._host is None else self._host.busy()
+
     def promote(self, rows: range, most: int) -> int:
         """Bring pages of some rows to the device, as far as its limit allows; return how many.
 
@@ -401,8 +407,7 @@ class PagedCache:
         """Let the attention mask of a row say which of its cached tokens are seen."""
         self._layout.show(row, visible_columns)
         columns = self._layout.rows[row].columns
-        for window in set(self._windows.values()):
-            window.hide(row, {columns[token] for token in self._layout.rows[row].hidden})
+        self._windows.hide(row, {columns[token] for token in self._layout.rows[row].hidden})
 
     def select(self, sources: Sequence[int]) -> None:
         """Let row i become what row ``sources[i]`` was; rows that are not named end."""
@@ -412,25 +417,24 @@ class PagedCache:
         self._tail.select(sources)
         if self._flat is not None:
             self._flat.select(sources)
-        for window in set(self._windows.values()):
-            window.select(sources)
+        self._windows.select(sources)
 
-    def add(self, rows: int) -> range:
-        """Add empty rows behind the others, for which there must be room; return their numbers."""
+    def add(self, rows: int, split: Split | None = None) -> range:
+        """Add empty rows behind the others, for which there must be room; return their numbers.
+
+        Args:
+            rows: how many.
+            split: shares of their prompts' tokens on each path; None: as is planned.
+        """
         first = self.rows
-        self._layout.add(rows)
+        self._layout.add(rows, split)
         added = range(first, first + rows)
-        for window in set(self._windows.values()):
-            window.clear(added)
+        self._windows.clear(added)
         return added
 
     def crop(self, columns: int) -> None:
         """Forget every token from this column of the padded batch on."""
-        windows = set(self._windows.values())
-        for window in windows:
-            window.check_crop(columns)
-        for window in windows:
-            window.crop(columns)
+        self._windows.crop(columns)
         self._layout.crop(columns)
 
     def drain(self) -> None:
@@ -448,15 +452,3 @@ class PagedCache:
             self._host.close()
         self._store.release()
         vars(self).clear()
-
-
-def _make_windows(backend: Backend, settings: CacheSettings, rows: int) -> dict[int, WindowCache]:
-    """Return the window cache of each windowed layer; layers with the same window share one."""
-    by_window: dict[int, dict[int, LayerWidths]] = {}
-    for layer, (width, window) in settings.windows.items():
-        by_window.setdefault(window, {})[layer] = width
-    caches = {
-        window: WindowCache(backend, widths, window, rows, settings.dtype)
-        for window, widths in by_window.items()
-    }
-    return {layer: caches[window] for layer, (_, window) in settings.windows.items()}

@@ -10,6 +10,7 @@ from headrace.plan.demands import Schedule
 from headrace.plan.options import PlanOptions
 from headrace.plan.policies import Policy, Split
 from headrace.plan.replan import Replanner
+from headrace.plan.step_work import PATHS
 from headrace.plan.workload import Workload
 
 OPT = published_shape("opt-6.7b")
@@ -74,3 +75,70 @@ def test_the_host_gets_the_share_that_makes_the_step_shortest():
         assert step_s <= made.step_s(32, 1024, split) * (1 + 1e-9)
     assert 0 < share < 1
     assert made.hosted(32, 1024, 0.5, 0.0)[1] < step_s
+
+
+SHARED = replace(
+    A100,
+    host_attend_bytes_per_s=107e9,
+    h2d_while_attend_bytes_per_s=0.9 * A100.h2d_bytes_per_s,
+    host_attend_while_h2d_bytes_per_s=80e9,
+)
+
+
+@pytest.mark.parametrize("profile", [A100, SHARED], ids=["published", "measured"])
+@pytest.mark.parametrize("hosted", [0.03, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0, 2.0])
+def test_the_ratio_of_the_cores_rate_is_found_from_the_rate_in_a_step(profile, hosted, ratio):
+    made = replanner(OPT, profile, Workload(64, 1024, 32))
+    split = Split(0.0, 1 - hosted, 0.0, hosted)
+    rate = made.with_host_rate(ratio).host_rate(32, 1024, split)
+    assert rate <= made.with_host_rate(ratio).profile.host_attend_rate * (1 + 1e-9)
+    assert made.host_ratio(32, 1024, split, rate) == pytest.approx(ratio, rel=0.02)
+
+
+def test_slower_cores_get_less():
+    made = replanner(OPT, SHARED, Workload(64, 1024, 32))
+    shares = [made.with_host_rate(one).hosted(32, 1024, 0.2, 0.0)[0] for one in (1, 0.5, 0.25, 0.1)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+    assert made.with_host_rate(1.0).profile.joint_rates == SHARED.joint_rates
+
+
+def test_a_path_that_may_not_be_taken_gets_nothing():
+    made = replanner(OPT, A100, Workload(64, 1024, 32), paths=("resident", "stream", "recompute"))
+    assert made.hosted(32, 1024, 0.2, 0.0)[0] == 0
+
+
+BOUNDS = [
+    ({"resident": 0.1, "recompute": 0.2}, {"resident": 0.3, "recompute": 0.4}, 0.3),
+    ({"resident": 0.0, "recompute": 0.5}, {"resident": 0.0, "recompute": 0.6}, 0.4),
+    ({"resident": 0.0, "recompute": 0.0}, {"resident": 0.0, "recompute": 0.0}, 0.0),
+]
+
+
+@pytest.mark.parametrize(("least", "most", "on_host"), BOUNDS)
+@pytest.mark.parametrize("paths", [PATHS, ("stream", "recompute", "resident")])
+def test_a_batch_is_completed_within_what_is_there_and_what_there_is_room_for(
+    least, most, on_host, paths
+):
+    made = replanner(OPT, A100, Workload(64, 1024, 32))
+    split = made.completed(32, 1024, least, most, on_host, paths)
+    for path in ("resident", "recompute"):
+        assert least[path] - 1e-9 <= getattr(split, path) <= most[path] + 1e-9
+    assert split.stream + split.host >= on_host - 1e-9
+    if "host" not in paths:
+        assert split.host == 0
+    step_s = made.step_s(32, 1024, split)
+    for part in range(5):
+        resident, recompute = (
+            least[path] + part / 4 * (most[path] - least[path])
+            for path in ("resident", "recompute")
+        )
+        if 1 - resident - recompute >= on_host and "host" in paths:
+            assert step_s <= made.hosted(32, 1024, resident, recompute)[1] * (1 + 1e-6)
+
+
+def test_shares_that_do_not_go_together_are_completed_in_no_way():
+    made = replanner(OPT, A100, Workload(64, 1024, 32))
+    least, most = {"resident": 0.4, "recompute": 0.4}, {"resident": 0.5, "recompute": 0.5}
+    assert made.completed(32, 1024, least, most, 0.3, PATHS) is None

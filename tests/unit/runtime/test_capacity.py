@@ -5,7 +5,7 @@ from tests.paged_model import make_settings
 
 from headrace.errors import MemoryBudgetError
 from headrace.plan.policies import Policy, Split
-from headrace.runtime.capacity import Capacity
+from headrace.runtime.capacity import Capacity, RowNeed
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.pages import PageKind, PagePool
 from headrace.runtime.store import PageStore
@@ -65,12 +65,12 @@ def test_a_limit_of_pages_on_the_device_leaves_none_over():
 def test_rows_fit_with_what_they_will_generate():
     capacity, _, store = make(pages=8)
     block = store.block_tokens
-    assert capacity.fits([(4 * block, 7 * block, 1)])
-    assert not capacity.fits([(4 * block, 7 * block + 1, 1)])
+    assert capacity.fits([RowNeed(4 * block, 7 * block, 1)])
+    assert not capacity.fits([RowNeed(4 * block, 7 * block + 1, 1)])
     # Rows share the pages of their prompt.
-    assert capacity.fits([(4 * block, 5 * block, 2)])
-    assert not capacity.fits([(4 * block, 5 * block, 1)] * 2)
-    assert make()[0].fits([(1000 * block, 2000 * block, 1)])
+    assert capacity.fits([RowNeed(4 * block, 5 * block, 2)])
+    assert not capacity.fits([RowNeed(4 * block, 5 * block, 1)] * 2)
+    assert make()[0].fits([RowNeed(1000 * block, 2000 * block, 1)])
 
 
 def test_a_prompt_that_is_kept_as_x_takes_pages_of_x():
@@ -80,4 +80,4 @@ def test_a_prompt_that_is_kept_as_x_takes_pages_of_x():
         block = store.block_tokens
         limit = store.bytes_of(PageKind.ACTIVATIONS, 5) + store.bytes_of(PageKind.KV, 6)
         capacity, _, _ = make(split, host_memory_bytes=limit + over)
-        assert capacity.fits([(8 * block, 9 * block, 1)]) == (over == 0)
+        assert capacity.fits([RowNeed(8 * block, 9 * block, 1)]) == (over == 0)

@@ -11,6 +11,7 @@ from headrace.runtime.attention import Scoring, attend
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.host_pages import StoreKernel, row_entries
+from headrace.runtime.lanes import Busy
 from headrace.runtime.pages import Page, PageKind, Row
 from headrace.runtime.store import LayerWidths, PageStore
 
@@ -94,6 +95,32 @@ def test_the_backend_is_told_what_the_cores_read_and_says_when_they_ended(backen
     assert attended.read_bytes == 3 * BLOCK * HEADS * 2 * WIDTH * 4
     assert attended.query_bytes == query.nbytes
     assert attended.result_bytes == (query.numel() + 2 * query[..., 0].numel()) * 4
+
+
+def test_it_says_how_long_the_cores_were_busy(store):
+    class Instant(CpuBackend):
+        """Says that the cores took a second a call, a quarter of it for queries and results."""
+
+        def end_attended(self, attended):
+            return attended.start_s, attended.start_s + 1.0
+
+        def mail_s(self, query_bytes, result_bytes):
+            return 0.25 if query_bytes and result_bytes else 0.0
+
+    backend = Instant()
+    lane = HostLane(backend, StoreKernel(store))
+    assert lane.busy() == Busy()
+    query = torch.randn(2, HEADS, GROUP, WIDTH)
+    for lengths in ((2, 1), (1, 1)):
+        event = lane.begin(0, query, row_entries(*pages_of(*lengths), BLOCK), SCORING, None)
+        lane.result(query.shape)
+        event.wait_on_host()
+    busy = lane.busy()
+    assert busy.seconds == pytest.approx(1.5)
+    assert busy.read_bytes == 5 * BLOCK * HEADS * 2 * WIDTH * 4
+    assert lane.busy() == Busy()
+    lane.close()
+    backend.close()
 
 
 def test_no_result_is_seen_before_slower_cores_would_have_been_done(store):

@@ -202,6 +202,9 @@ def test_layers_of_many_steps_go_through_it(backend, store, attention):
         assert isinstance(event, NativeHostEvent)
         start_s, finish_s = event.times_s()
         assert 0 < start_s <= finish_s <= backend.now_s()
+        busy = lane.busy()
+        assert 0 < busy.seconds <= backend.now_s()
+        assert busy.read_bytes == 50 * (key.nbytes + value.nbytes)
     finally:
         lane.close()
 
