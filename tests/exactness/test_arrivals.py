@@ -5,7 +5,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.batcher_support import assert_as_alone, batcher_of, beginning, greedy, run
 from tests.exactness.test_batcher import request_lists
@@ -13,6 +13,7 @@ from tests.support import shared_model
 
 from headrace.hardware.catalog import machine
 from headrace.hf import attached_cache
+from headrace.hf.replanning import Replanning
 from headrace.plan.options import PlanOptions
 from headrace.plan.replan import Replanner
 from headrace.runtime.pages import PageKind
@@ -83,24 +84,36 @@ def test_rows_that_come_later_are_divided_otherwise(name, way):
     way=st.sampled_from(WAYS),
     place=st.integers(0, len(PROFILES) - 1),
     pages=st.sampled_from([0, 3, 20]),
-    host_memory=st.sampled_from([10_000_000, 900_000, 600_000]),
+    host_memory=st.sampled_from([10_000_000, 400_000, 250_000, 160_000]),
     share=st.booleans(),
 )
-@settings(max_examples=60, deadline=None, phases=[Phase.generate])
-def test_nobody_fails_where_pools_are_nearly_full(
+@settings(max_examples=50, deadline=None)
+def test_nobody_fails_for_it_where_pools_are_nearly_full(
     requests, name, way, place, pages, host_memory, share
 ):
     def check(cache):
         assert cache.paged.host_bytes <= host_memory
         assert cache.paged.layout.pools[PageKind.RESIDENT].capacity <= pages
 
-    with replanned(PROFILES[place], pages):
-        batcher = batcher_of(shared_model(name), way, host_memory=host_memory, share_prompts=share)
-        try:
-            jobs = run(batcher, requests, check=check)
-        finally:
-            batcher.close()
-    assert_as_alone(name, requests, jobs)
+    def made():
+        with replanned(PROFILES[place], pages):
+            batcher = batcher_of(
+                shared_model(name), way, host_memory=host_memory, share_prompts=share
+            )
+            try:
+                return run(batcher, requests, check=check)
+            finally:
+                batcher.close()
+
+    jobs = made()
+    failed = {number for number, job in enumerate(jobs) if job.error is not None}
+    if failed:
+        # Even alone it is too large for so little memory.
+        with patch.object(Replanning, "of_arriving", lambda *args: None):
+            planned = made()
+        assert failed <= {number for number, job in enumerate(planned) if job.error is not None}
+    kept = [number for number in range(len(requests)) if number not in failed]
+    assert_as_alone(name, [requests[one] for one in kept], [jobs[one] for one in kept])
 
 
 @pytest.mark.parametrize("profile", PROFILES)

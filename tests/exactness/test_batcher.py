@@ -86,6 +86,17 @@ def test_a_common_beginning_goes_through_the_model_once(way):
     assert_as_alone("llama-gqa", requests, jobs)
 
 
+def test_a_common_beginning_that_leaves_too_few_rows_is_not_shared():
+    requests = [(beginning(0)[:64] + beginning(20 + n)[:9], greedy(3, n=4), 0) for n in range(3)]
+    batcher = batcher_of(shared_model("llama-gqa"), WAYS[1], max_rows=4)
+    jobs = [batcher.add(str(place), list(one[0]), one[1]) for place, one in enumerate(requests)]
+    for _ in range(100):
+        batcher.step()
+    assert not batcher.has_work
+    batcher.close()
+    assert_as_alone("llama-gqa", requests, jobs)
+
+
 def test_rows_wait_where_host_memory_is_short():
     """The budget holds two or three rows; nobody fails, and nothing is lost."""
     requests = [(beginning(30 + n)[:120], greedy(25), 0) for n in range(6)]

@@ -4,12 +4,16 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 from tests.exactness.rows_life import Life
 from tests.support import (
     CONFIGS,
+    LOGIT_TOLERANCE,
     assert_same,
+    forward_in_chunks,
     generate,
     host_cache,
+    logit_error,
     make_batch,
     plain_cache,
     shared_model,
@@ -137,3 +141,28 @@ def test_what_was_asked_for_stays(settings):
     with host_cache(model, **asked) as cache:
         generate(model, make_batch((20, 30)), cache, 2)
         assert cache.replanning is None
+
+
+def test_rows_that_a_caller_drops_leave_room_for_those_of_generate():
+    model, batch = shared_model("llama-gqa"), make_batch((183, 150, 197, 160, 120, 90))
+    plain, kept = plain_cache(model), torch.tensor([0, 2])
+    with host_cache(model, "auto", None, gpu_memory=3_050_000, profile=MACHINE) as cache:
+        for each in (plain, cache):
+            forward_in_chunks(model, batch, each, [197])
+        cache.replanning.rules = Rules(least_gain=0.0, every_steps=1)
+        for each in (plain, cache):
+            each.batch_select_indices(kept)
+        mask = batch.attention_mask[kept]
+        for step in range(12):
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], dim=1)
+            inputs = {
+                "input_ids": torch.full((2, 1), 5 + step),
+                "attention_mask": mask,
+                "position_ids": mask.sum(1, keepdim=True) - 1,
+            }
+            with torch.no_grad():
+                expected = model(**inputs, past_key_values=plain).logits
+                made = model(**inputs, past_key_values=cache).logits
+            assert logit_error(expected, made) <= LOGIT_TOLERANCE
+            cache.paged.layout.check_integrity()
+        assert cache.replanning.promoted > 0

@@ -216,7 +216,9 @@ class Batcher:
         try:
             self._admit(self.cache)
             if not self._roster.samples:
-                # Who waits needs more rows at once than the cache was opened for.
+                # Who waits needs more rows at once than the cache was opened for, or than are left
+                # beside trunks, which would be there again.
+                self._shares = self._shares and not self._roster.trunks
                 self.close()
                 self._admit(self.cache)
         except MemoryBudgetError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.hf.cached_batch import pages_in_use
 from headrace.plan.policies import Split
 from headrace.plan.replan import Replanner
 from headrace.runtime.capacity import RowNeed
@@ -85,7 +86,7 @@ class _Joined:
         Of prompts that are under way it is what is still to come, too.
         """
         block = layout.block_tokens
-        used = {kind: pool.capacity - pool.free for kind, pool in layout.pools.items()}
+        used = pages_in_use(layout)
         room = None if layout.resident_pages is None else float(layout.resident_room)
         resident, rebuilt, on_host = (
             float(used[kind]) for kind in (PageKind.RESIDENT, PageKind.ACTIVATIONS, PageKind.KV)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from headrace.hf.arrivals import split_of_arriving
+from headrace.hf.cached_batch import CachedBatch, pages_in_use
 from headrace.hf.host_rate import HostRate, RateRules
 from headrace.plan.policies import Split
 from headrace.plan.replan import HOST_SHARES, Replanner
@@ -42,36 +43,6 @@ class Rules:
     every_steps: int = 16
     regained_steps: int = 32
     rate: RateRules = field(default_factory=RateRules)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rows that decode.
-
-    Attributes:
-        rows: how many.
-        context: cached tokens of each in pages, on average.
-        split: how these are divided.
-    """
-
-    rows: int
-    context: int
-    split: Split
-
-    @property
-    def on_host(self) -> float:
-        """Share of the tokens whose K/V are on the host."""
-        return self.split.stream + self.split.host
-
-    def with_share(self, share: float) -> _Batch:
-        """Return the same with another share of the K/V on the host for its cores."""
-        hosted = share * self.on_host
-        split = self.split
-        return _Batch(
-            self.rows,
-            self.context,
-            Split(split.resident, self.on_host - hosted, split.recompute, hosted),
-        )
 
 
 class Replanning:
@@ -109,7 +80,7 @@ class Replanning:
         self._profiled = self._replanner = replanner
         self._version = -1
         self._steps = 0
-        self._decoded: _Batch | None = None
+        self._decoded: CachedBatch | None = None
         self._rate = HostRate(self.rules.rate.steps)
         self._rates: tuple[float, float] | None = None
         self._words: str | None = None
@@ -144,7 +115,7 @@ class Replanning:
             self._rates = None
         elif not self._trying and self._paged.host_share == 0:
             self._try_again(rows)
-        self._decoded = self._batch(rows, self._paged.host_share)
+        self._decoded = self._batch(rows)
 
     def of_arriving(self, new: Sequence[RowNeed], others: Sequence[RowNeed]) -> Split | None:
         """Return how the prompts of rows that come are to be divided; None: as is planned.
@@ -159,7 +130,7 @@ class Replanning:
         self.divided += 0 if split is None else len(new)
         return split
 
-    def _learn(self, busy: Busy, batch: _Batch) -> None:
+    def _learn(self, busy: Busy, batch: CachedBatch) -> None:
         """Note at which rate the cores attended in a decode step."""
         rules = self.rules.rate
         rate = self._rate.note(busy)
@@ -183,27 +154,18 @@ class Replanning:
         self._paged.host_share = share
         self._rate = HostRate(self.rules.rate.steps if steps is None else steps)
 
-    def _batch(self, rows: range, host_share: float) -> _Batch | None:
-        """Return the batch as it is in the cache; None where no page is used."""
-        used = self._used()
-        total = sum(used.values())
-        if total == 0:
-            return None
-        context = max(1, total * self._paged.layout.block_tokens // len(rows))
-        return _Batch(len(rows), context, self._divided(used, host_share))
-
-    def _used(self) -> dict[PageKind, int]:
-        pools = self._paged.layout.pools
-        return {kind: pool.capacity - pool.free for kind, pool in pools.items()}
+    def _batch(self, rows: range) -> CachedBatch | None:
+        """Return the batch as it is in the cache; None where no page is in use."""
+        return CachedBatch.of(self._paged.layout, len(rows), self._paged.host_share)
 
     def _look(self, rows: range) -> None:
-        batch = self._batch(rows, self._paged.host_share)
+        batch = self._batch(rows)
         if batch is None:
             return
-        used, before = self._used(), self._paged.host_share
+        used, before = pages_in_use(self._paged.layout), self._paged.host_share
         total = sum(used.values())
         on_device, rebuilt = used[PageKind.RESIDENT], used[PageKind.ACTIVATIONS]
-        now_s = self._step_s(batch)
+        now_s = batch.step_s(self._replanner)
         coming = min(self._paged.layout.promotable, total - on_device)
         # Keys and values come first, then X.
         left = rebuilt - max(0, coming - used[PageKind.KV])
@@ -215,10 +177,11 @@ class Replanning:
             self.promoted += self._paged.promote(rows, coming)
             self._change(share, before)
         else:
-            share, then_s = self._hosted(self._replanner, batch)
+            share, then_s = batch.hosted(self._replanner)
             if self._pays(now_s, then_s, 0.0):
                 self._change(share, before)
-        self.split = self._divided(self._used(), self._paged.host_share)
+        divided = self._batch(rows)
+        self.split = None if divided is None else divided.split
 
     def _change(self, share: float, before: float) -> None:
         """Change the cores' share of the K/V on the host, and note why."""
@@ -242,40 +205,24 @@ class Replanning:
         if self.host_ratio >= 1 or self._idle_steps < self._wait_steps:
             return
         self._idle_steps = 0
-        batch, pages = self._batch(rows, 0.0), self._used()[PageKind.KV]
+        batch, pages = self._batch(rows), pages_in_use(self._paged.layout)[PageKind.KV]
         if batch is None or pages == 0:
             return
-        now_s = self._step_s(batch)
-        if not self._pays(now_s, self._hosted(self._profiled, batch)[1], 0.0):
+        now_s = batch.step_s(self._replanner)
+        if not self._pays(now_s, batch.hosted(self._profiled)[1], 0.0):
             return
         share = max(1 / HOST_SHARES, 1 / pages)
         rules = self.rules.rate
-        self._wait_steps = rules.wait_steps(now_s, self._step_s(batch.with_share(share)))
+        self._wait_steps = rules.wait_steps(now_s, batch.with_share(share).step_s(self._replanner))
         self._trying = rules.try_steps
         self._use_share(share, rules.try_steps)
         self.tries += 1
-
-    def _step_s(self, batch: _Batch) -> float:
-        return self._replanner.step_s(batch.rows, batch.context, batch.split)
-
-    @staticmethod
-    def _hosted(replanner: Replanner, batch: _Batch) -> tuple[float, float]:
-        split = batch.split
-        return replanner.hosted(batch.rows, batch.context, split.resident, split.recompute)
 
     def _pays(self, now_s: float, then_s: float, cost_s: float) -> bool:
         gain_s = now_s - then_s
         return gain_s > self.rules.least_gain * now_s and cost_s < (
             gain_s * self.rules.regained_steps
         )
-
-    @staticmethod
-    def _divided(used: dict[PageKind, int], host_share: float) -> Split:
-        total = sum(used.values())
-        on_host = used[PageKind.KV] / total
-        rebuilt = used[PageKind.ACTIVATIONS] / total
-        hosted = host_share * on_host
-        return Split(max(0.0, 1.0 - on_host - rebuilt), on_host - hosted, rebuilt, hosted)
 
     def words(self) -> str | None:
         """Return what was changed, in a sentence; None where nothing was."""

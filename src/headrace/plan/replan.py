@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.shape import ModelShape
 from headrace.plan.decision import Decider, Decision
-from headrace.plan.demands import demands, host_rate
+from headrace.plan.demands import Demand, demands, host_rate
 from headrace.plan.geometry import Geometry
 from headrace.plan.options import PlanOptions
 from headrace.plan.policies import Policy, Split
 from headrace.plan.program import Choice, MemoryLimits, optimise
-from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, StepWork, column
+from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, column
 from headrace.plan.workload import Workload
 
 HOST_SHARES = 32
@@ -74,24 +74,7 @@ class Replanner:
             context: cached tokens of a row, on average.
             split: how they are divided.
         """
-        work, paths, values = self._divided(rows, context, split)
-        return max(one.seconds(values) for one in demands(work, self.profile, paths))
-
-    def _divided(
-        self, rows: int, context: int, split: Split
-    ) -> tuple[StepWork, tuple[str, ...], dict[str, float]]:
-        """Return a step of rows that are divided in a given way, its paths and its columns."""
-        decider = Decider(self.shape, Workload(rows, context, 1), self.profile, self.options)
-        work = decider.step_work(Policy.AUTO, Schedule.ROW, self.geometry)
-        paths = tuple(path for path in PATHS if getattr(split, path) > 0)
-        groups = self.shape.groups
-        values = {
-            column(path, group, len(groups)): getattr(split, path)
-            for group in groups
-            for path in PATHS
-        }
-        values[WEIGHTS] = self.options.weights_streamed or 0.0
-        return work, paths, values
+        return _Step(self, rows, context).seconds(split)
 
     def hosted(
         self, rows: int, context: int, resident: float, recompute: float
@@ -108,13 +91,13 @@ class Replanner:
         on_host = max(0.0, 1.0 - resident - recompute)
         attends = self.profile.host_attends and "host" in self.options.paths
         parts = HOST_SHARES if attends and on_host > 0 else 0
-        found = []
+        step, found = _Step(self, rows, context), []
         for part in range(parts + 1):
             share = part / max(1, parts)
             hosted = share * on_host
             kept = max(0.0, 1.0 - recompute - on_host)
             split = Split(kept, on_host - hosted, recompute, hosted)
-            found.append((self.step_s(rows, context, split), share))
+            found.append((step.seconds(split), share))
         step_s, share = min(found)
         return share, step_s
 
@@ -172,8 +155,7 @@ class Replanner:
             context: cached tokens of a row, on average.
             split: how they are divided.
         """
-        work, paths, values = self._divided(rows, context, split)
-        return host_rate(work, self.profile, paths, values)
+        return _Step(self, rows, context).host_rate(split)
 
     def host_ratio(self, rows: int, context: int, split: Split, bytes_per_s: float) -> float:
         """Return how many times the profile's rates explain the rate at which the cores attended.
@@ -191,3 +173,49 @@ class Replanner:
         for _ in range(_RATIO_ROUNDS):
             ratio *= bytes_per_s / self.with_host_rate(ratio).host_rate(rows, context, split)
         return ratio
+
+
+class _Step:
+    """A decode step of rows that may be divided in any way.
+
+    What it asks of each resource is made once for all splits that take the same paths.
+
+    Args:
+        replanner: knows model, machine and geometry.
+        rows: sequences.
+        context: cached tokens of a row.
+    """
+
+    def __init__(self, replanner: Replanner, rows: int, context: int) -> None:
+        shape, profile, options = replanner.shape, replanner.profile, replanner.options
+        decider = Decider(shape, Workload(rows, context, 1), profile, options)
+        self._work = decider.step_work(Policy.AUTO, Schedule.ROW, replanner.geometry)
+        self._profile = profile
+        self._weights_streamed = options.weights_streamed or 0.0
+        self._asked: dict[tuple[str, ...], list[Demand]] = {}
+
+    def seconds(self, split: Split) -> float:
+        """Return the least time of the step."""
+        paths, values = self._paths(split), self._values(split)
+        if paths not in self._asked:
+            self._asked[paths] = demands(self._work, self._profile, paths)
+        return max(one.seconds(values) for one in self._asked[paths])
+
+    def host_rate(self, split: Split) -> float:
+        """Return the bytes a second at which the host's cores attend."""
+        return host_rate(self._work, self._profile, self._paths(split), self._values(split))
+
+    @staticmethod
+    def _paths(split: Split) -> tuple[str, ...]:
+        return tuple(path for path in PATHS if getattr(split, path) > 0)
+
+    def _values(self, split: Split) -> dict[str, float]:
+        """Return the columns."""
+        groups = self._work.shape.groups
+        values = {
+            column(path, group, len(groups)): getattr(split, path)
+            for group in groups
+            for path in PATHS
+        }
+        values[WEIGHTS] = self._weights_streamed
+        return values
