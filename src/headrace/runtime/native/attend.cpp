@@ -225,6 +225,7 @@ class Attention {
 
   void work(int thread) {
     char* memory = pool_.scratch[static_cast<size_t>(thread)].fit(scratch_bytes());
+    if (kernel_.begin) kernel_.begin(job_.shape);
     BlockStream stream(job_);
     TokenBlock blocks[2];
     int now = 0;
@@ -237,6 +238,7 @@ class Attention {
       kernel_.attend(job_.shape, scratch, block, more ? &blocks[now] : nullptr);
       if (block.last) finish(scratch, block);
     }
+    if (kernel_.end) kernel_.end(job_.shape);
   }
 
   // Where one row and head's result goes.

@@ -12,7 +12,7 @@ namespace headrace {
 constexpr int kBlock = 64;
 
 // Kernels may read this many places beyond a block's last token; they lead to zeros.
-constexpr int kBlockPadding = 16;
+constexpr int kBlockPadding = 32;
 
 // What is the same for all blocks of a call.
 struct Shape {

@@ -1,0 +1,65 @@
+// The kernel for processors with AMX.
+
+#include "variants.h"
+
+#if defined(HEADRACE_HAS_AMX)
+
+#include <immintrin.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "processor.h"
+
+#define HEADRACE_TARGET \
+  "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16"
+#include "target_begin.h"
+
+#include "tiles_amx_bf16.h"
+
+namespace headrace {
+namespace {
+
+void attend_bfloat16(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+                     const TokenBlock* next) {
+  if (tiles_pay(shape.width)) {
+    attend_tiles(shape, scratch, block, next);
+  } else {
+    attend_block<Avx512, TiledScores<Avx512, FloatScores<Avx512, Bfloat16>>,
+                 FloatValues<Avx512, Bfloat16>>(shape, scratch, block, next);
+  }
+}
+
+void finish_bfloat16(const Shape& shape, const Scratch& scratch, float* output, float* maximum,
+                     float* total) {
+  if (tiles_pay(shape.width)) {
+    finish_item<Avx512, PairValues>(shape, scratch, output, maximum, total);
+  } else {
+    finish_item<Avx512, FloatValues<Avx512, Bfloat16>>(shape, scratch, output, maximum, total);
+  }
+}
+
+void begin_bfloat16(const Shape& shape) {
+  if (tiles_pay(shape.width)) configure_tiles(tile_queries(shape.grouped));
+}
+void end_bfloat16(const Shape& shape) {
+  if (tiles_pay(shape.width)) _tile_release();
+}
+
+}  // namespace
+
+extern const Variant kAmxBf16 = {
+    "amx_bf16",
+    has_amx_bf16,
+    {float_kernel<Avx512, float>(),
+     float_kernel<Avx512, Float16>(),
+     {attend_bfloat16, finish_bfloat16, begin_bfloat16, end_bfloat16}},
+    sum_avx512,
+};
+
+}  // namespace headrace
+
+#include "target_end.h"
+
+#endif
