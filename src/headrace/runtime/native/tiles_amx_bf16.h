@@ -10,6 +10,25 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileBytes = 1024;
 constexpr int kLine = 64;
+#ifndef PF_MODE
+#define PF_MODE 0
+#endif
+#ifndef PF_SCORE
+#define PF_SCORE 8
+#endif
+#ifndef PF_PAIR
+#define PF_PAIR 4
+#endif
+#ifndef PF_WEIGH
+#define PF_WEIGH 4
+#endif
+#ifndef PF_MIX
+#define PF_MIX 16
+#endif
+#ifndef PF_REST
+#define PF_REST 64
+#endif
+
 
 HEADRACE_INLINE void settle() { asm volatile("" ::: "memory"); }
 
@@ -35,6 +54,46 @@ void configure_tiles(int queries) {
   settle();
   _tile_loadconfig(&config);
 }
+
+class AheadAll {
+ public:
+  AheadAll(const TokenBlock* block, int64_t row_bytes) : block_(block), row_bytes_(row_bytes) { open_run(); }
+  HEADRACE_INLINE void advance(int64_t lines) {
+    const char* line = line_;
+    const int64_t bytes = lines * kLineBytes;
+    const char* stop = end_ - line < bytes ? end_ : line + bytes;
+    for (; line < stop; line += kLineBytes) {
+#if PF_MODE == 0
+      __builtin_prefetch(line, 0, 2);
+#elif PF_MODE == 1
+      __builtin_prefetch(line, 0, 3);
+#else
+      if (reinterpret_cast<uintptr_t>(line) / 64 % PF_MODE == 0) __builtin_prefetch(line, 0, 3); else __builtin_prefetch(line, 0, 2);
+#endif
+    }
+    line_ = line;
+    if (line >= end_) open_run();
+  }
+ private:
+  void open_run() {
+    if (block_ && run_ == block_->run_count && !values_) { values_ = true; run_ = 0; }
+    if (block_ && run_ < block_->run_count) {
+      line_ = values_ ? block_->runs[run_].value : block_->runs[run_].key;
+      end_ = line_ + block_->runs[run_].count * row_bytes_;
+      ++run_;
+    } else {
+      static const char nowhere = 0;
+      line_ = end_ = &nowhere;
+      block_ = nullptr;
+    }
+  }
+  const TokenBlock* block_;
+  int64_t row_bytes_;
+  int run_ = 0;
+  bool values_ = false;
+  const char* line_ = nullptr;
+  const char* end_ = nullptr;
+};
 
 template <int kQueries>
 struct Tiled {
@@ -119,7 +178,7 @@ struct Tiled {
   }
 
   static HEADRACE_INLINE void score(const Shape& shape, const Bfloat16* query,
-                                    const TokenBlock& block, float* scores, Ahead& ahead) {
+                                    const TokenBlock& block, float* scores, AheadAll& ahead) {
     alignas(64) char copy[2][kTileBytes];
     const int64_t bytes = shape.row_bytes;
     for (int token = 0; token < block.count; token += 32) {
@@ -132,9 +191,9 @@ struct Tiled {
         _tile_loadd(2, reinterpret_cast<const char*>(query) + at * 8 * kQueries / 16 * 2,
                     4 * kQueries);
         meet<0>(rows, even, bytes, at, copy[0]);
-        ahead.advance();
+        ahead.advance(PF_SCORE);
         if (two) meet<1>(rows + 16, even2, bytes, at, copy[1]);
-        ahead.advance();
+        ahead.advance(PF_SCORE);
       }
       _tile_stored(0, scores + token * kQueries, 4 * kQueries);
       if (two) _tile_stored(1, scores + (token + 16) * kQueries, 4 * kQueries);
@@ -191,7 +250,7 @@ struct Tiled {
   }
 
   static HEADRACE_INLINE void weigh(const Shape& shape, const Scratch& scratch, int64_t group,
-                                    int count, Ahead& ahead) {
+                                    int count, AheadAll& ahead) {
     float* scores = scratch.scores + scores_of(group);
     const int halves = (count + 31) / 32;
     const bool plain = is_plain(shape);
@@ -232,7 +291,7 @@ struct Tiled {
         const __m512i pair = _mm512_permutexvar_epi16(together, rounded);
         sum = _mm512_dpbf16_ps(sum, (__m512bh)pair, bfloat16_ones());
         pairs[i] = _mm512_castsi512_ps(pair);
-        ahead.advance();
+        ahead.advance(PF_WEIGH);
       }
       turn(pairs, rows);
       float* to = scores + half * 16 * kQueries;
@@ -246,47 +305,68 @@ struct Tiled {
     keep(scratch.total + q, total);
   }
 
-  static HEADRACE_INLINE void mix(const Shape& shape, const Scratch& scratch,
-                                  const TokenBlock& block, Ahead& ahead) {
-    alignas(64) char values[4][kTileBytes];  // by half and place
-    alignas(64) float mixed[kQueries * 32];
-    const int halves = (block.count + 31) / 32;
-    const int64_t stride = shape.width, groups = (shape.grouped + kQueries - 1) / kQueries;
-    for (int64_t at = 0; at < shape.row_bytes; at += 64) {
-      for (int half = 0; half < halves; ++half) {
-        const char* const* rows = block.value + 32 * half;
-        char* low = values[2 * half];
-        char* high = values[2 * half + 1];
+  static constexpr int kColumns = 64;           // of values that are mixed at once
+  static constexpr int kPlaces = kColumns / 16;  // tiles of them
+
+  // Writes pairs of tokens
+  static HEADRACE_INLINE void pair_values(const TokenBlock& block, int halves, int64_t at, int64_t columns,
+                                          char* values, AheadAll& ahead) {
+    for (int half = 0; half < halves; ++half) {
+      const char* const* rows = block.value + 32 * half;
+      char* to = values + half * kPlaces * kTileBytes;
+      HEADRACE_UNROLL
+      for (int j = 0; j < 16; ++j) {
+        const char* one = rows[first_token(j)] + at;
+        const char* two = rows[first_token(j) + kTokens] + at;
         HEADRACE_UNROLL
-        for (int j = 0; j < 16; ++j) {
-          const __m512i a = _mm512_loadu_si512(rows[first_token(j)] + at);
-          const __m512i b = _mm512_loadu_si512(rows[first_token(j) + kTokens] + at);
-          _mm512_store_si512(low + 64 * j, _mm512_unpacklo_epi16(a, b));
-          _mm512_store_si512(high + 64 * j, _mm512_unpackhi_epi16(a, b));
-          ahead.advance();
+        for (int u = 0; u < kColumns / 32; ++u) {
+          if (u && 32 * u >= columns) break;
+          const __m512i a = _mm512_loadu_si512(one + 64 * u);
+          const __m512i b = _mm512_loadu_si512(two + 64 * u);
+          _mm512_store_si512(to + 2 * u * kTileBytes + 64 * j, _mm512_unpacklo_epi16(a, b));
+          _mm512_store_si512(to + (2 * u + 1) * kTileBytes + 64 * j, _mm512_unpackhi_epi16(a, b));
         }
+        ahead.advance(PF_PAIR);
       }
-      settle();
-      for (int64_t group = 0; group < groups; ++group) {
-        const float* weights = scratch.scores + scores_of(group);
+    }
+  }
+
+  static HEADRACE_INLINE void mix(const Shape& shape, const Scratch& scratch, int halves, int64_t at,
+                                  int64_t columns, const char* values, AheadAll& ahead) {
+    alignas(64) float mixed[kQueries * kColumns];
+    const int64_t stride = shape.width, groups = (shape.grouped + kQueries - 1) / kQueries;
+    settle();
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* weights = scratch.scores + scores_of(group);
+      _tile_loadd(4, weights, 64);
+      if (halves > 1) _tile_loadd(5, weights + 16 * kQueries, 64);
+      for (int place = 0; place < columns / 16; place += 2) {
         _tile_zero(6);
-        _tile_zero(7);
-        for (int half = 0; half < halves; ++half) {
-          _tile_loadd(4, weights + half * 16 * kQueries, 64);
-          _tile_loadd(3, values[2 * half], 64);
-          _tile_dpbf16ps(6, 4, 3);
-          _tile_loadd(3, values[2 * half + 1], 64);
-          _tile_dpbf16ps(7, 4, 3);
+        _tile_loadd(3, values + place * kTileBytes, 64);
+        _tile_dpbf16ps(6, 4, 3);
+        if (halves > 1) {
+          _tile_loadd(3, values + (kPlaces + place) * kTileBytes, 64);
+          _tile_dpbf16ps(6, 5, 3);
         }
-        _tile_stored(6, mixed, 128);
-        _tile_stored(7, mixed + 16, 128);
-        const int64_t q0 = group * kQueries;
-        const int some = static_cast<int>(shape.grouped - q0 < kQueries ? shape.grouped - q0 : kQueries);
-        for (int q = 0; q < some; ++q) {
-          float* place = scratch.sums + (q0 + q) * stride + at / 2;
-          const __m512 factor = Avx512::set(scratch.factor[q0 + q]);
-          Avx512::store_vec(place, Avx512::fma(Avx512::load_vec(place), factor, Avx512::load_vec(mixed + 32 * q)));
-          Avx512::store_vec(place + 16, Avx512::fma(Avx512::load_vec(place + 16), factor, Avx512::load_vec(mixed + 32 * q + 16)));
+        _tile_zero(7);
+        _tile_loadd(3, values + (place + 1) * kTileBytes, 64);
+        _tile_dpbf16ps(7, 4, 3);
+        if (halves > 1) {
+          _tile_loadd(3, values + (kPlaces + place + 1) * kTileBytes, 64);
+          _tile_dpbf16ps(7, 5, 3);
+        }
+        ahead.advance(PF_MIX);
+        _tile_stored(6, mixed + 16 * place, 4 * kColumns);
+        _tile_stored(7, mixed + 16 * place + 16, 4 * kColumns);
+      }
+      const int64_t q0 = group * kQueries;
+      const int some = static_cast<int>(shape.grouped - q0 < kQueries ? shape.grouped - q0 : kQueries);
+      for (int q = 0; q < some; ++q) {
+        float* place = scratch.sums + (q0 + q) * stride + at / 2;
+        const __m512 factor = Avx512::set(scratch.factor[q0 + q]);
+        for (int64_t i = 0; i < columns; i += 16) {
+          Avx512::store_vec(place + i, Avx512::fma(Avx512::load_vec(place + i), factor,
+                                                   Avx512::load_vec(mixed + kColumns * q + i)));
         }
       }
     }
@@ -304,13 +384,19 @@ struct Tiled {
     if (block.count == 0) return;
     if (next) touch_pages(*next, shape.row_bytes);
     const int halves = (block.count + 31) / 32;
-    Ahead keys(next, &Run::key, shape.row_bytes, groups * halves * (shape.row_bytes / 64 * 2 + kQueries));
+    AheadAll ahead(next, shape.row_bytes);
+    alignas(64) char values[2 * kPlaces * kTileBytes];
     for (int64_t group = 0; group < groups; ++group) {
-      score(shape, query + group * kQueries * width, block, scratch.scores + scores_of(group), keys);
+      score(shape, query + group * kQueries * width, block, scratch.scores + scores_of(group), ahead);
     }
-    for (int64_t group = 0; group < groups; ++group) weigh(shape, scratch, group, block.count, keys);
-    Ahead values(next, &Run::value, shape.row_bytes, halves * 16 * (shape.row_bytes / 64));
-    mix(shape, scratch, block, values);
+    pair_values(block, halves, 0, width < kColumns ? width : kColumns, values, ahead);
+    for (int64_t group = 0; group < groups; ++group) weigh(shape, scratch, group, block.count, ahead);
+    for (int64_t at = 0; at < shape.row_bytes; at += 2 * kColumns) {
+      const int64_t left = width - at / 2, columns = left < kColumns ? left : kColumns;
+      if (at > 0) pair_values(block, halves, at, columns, values, ahead);
+      mix(shape, scratch, halves, at, columns, values, ahead);
+    }
+    ahead.advance(PF_REST);
   }
 };
 
