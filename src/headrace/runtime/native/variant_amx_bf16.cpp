@@ -1,4 +1,4 @@
-// The kernel for processors with AMX.
+// The kernel for processors with AMX, which multiply tiles of bfloat16.
 
 #include "variants.h"
 
@@ -21,30 +21,23 @@
 namespace headrace {
 namespace {
 
-void attend_bfloat16(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
-                     const TokenBlock* next) {
-  if (tiles_pay(shape.width)) {
-    attend_tiles(shape, scratch, block, next);
-  } else {
-    attend_block<Avx512, TiledScores<Avx512, FloatScores<Avx512, Bfloat16>>,
-                 FloatValues<Avx512, Bfloat16>>(shape, scratch, block, next);
-  }
-}
-
-void finish_bfloat16(const Shape& shape, const Scratch& scratch, float* output, float* maximum,
-                     float* total) {
-  if (tiles_pay(shape.width)) {
-    finish_item<Avx512, PairValues>(shape, scratch, output, maximum, total);
-  } else {
-    finish_item<Avx512, FloatValues<Avx512, Bfloat16>>(shape, scratch, output, maximum, total);
-  }
-}
+using Float = TiledScores<Avx512, FloatScores<Avx512, Bfloat16>>;
 
 void begin_bfloat16(const Shape& shape) {
-  if (tiles_pay(shape.width)) configure_tiles(tile_queries(shape.grouped));
+  if (tiles_pay(shape)) set_up_tiles(queries_of_tile(shape.grouped));
 }
+
+void attend_bfloat16(const Shape& shape, const Scratch& scratch, TokenBlock& block,
+                     const TokenBlock* next) {
+  if (tiles_pay(shape)) {
+    attend_tiles(shape, scratch, block, next);
+  } else {
+    attend_block<Avx512, Float, TileSums>(shape, scratch, block, next);
+  }
+}
+
 void end_bfloat16(const Shape& shape) {
-  if (tiles_pay(shape.width)) _tile_release();
+  if (tiles_pay(shape)) _tile_release();
 }
 
 }  // namespace
@@ -54,7 +47,7 @@ extern const Variant kAmxBf16 = {
     has_amx_bf16,
     {float_kernel<Avx512, float>(),
      float_kernel<Avx512, Float16>(),
-     {attend_bfloat16, finish_bfloat16, begin_bfloat16, end_bfloat16}},
+     {attend_bfloat16, finish_item<Avx512, TileSums>, begin_bfloat16, end_bfloat16}},
     sum_avx512,
 };
 

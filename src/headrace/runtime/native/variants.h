@@ -23,8 +23,9 @@ namespace headrace {
 
 // One dtype's kernel.
 struct Kernel {
-  // Attends to a block. While it computes, it prefetches the keys of the block after it.
-  void (*attend)(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+  // Attends to a block, whose tokens' rows it finds if it needs them. While it computes, it
+  // prefetches the block after it.
+  void (*attend)(const Shape& shape, const Scratch& scratch, TokenBlock& block,
                  const TokenBlock* next);
   // Writes the result of the item whose last block was attended.
   void (*finish)(const Shape& shape, const Scratch& scratch, float* output, float* maximum,
