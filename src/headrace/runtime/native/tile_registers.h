@@ -32,9 +32,11 @@ struct TileShapes {
 };
 static_assert(sizeof(TileShapes) == 64, "as the processor reads it");
 
-// Compilers do not all know that loading a tile reads memory. All that was stored before this is
-// there after it.
-HEADRACE_INLINE void finish_stores() { asm volatile("" ::: "memory"); }
+// Compilers do not all know that loading a tile reads memory. What was stored to a place before this
+// is there after it.
+HEADRACE_INLINE void finish_stores(const void* place) {
+  asm volatile("" ::"r"(place) : "memory");
+}
 
 // Sets up this thread's tiles. They are empty then, and must be released: other code of the thread
 // may have its own shapes, and a switch between threads saves what is in use.
@@ -44,7 +46,7 @@ inline void set_up_tiles(int queries) {
     shapes.row_bytes[tile] = static_cast<uint16_t>(tile < 3 ? 4 * queries : kTileRowBytes);
     shapes.rows[tile] = static_cast<uint8_t>(tile < 4 ? kTileRows : queries);
   }
-  finish_stores();
+  finish_stores(&shapes);
   _tile_loadconfig(&shapes);
 }
 
@@ -84,7 +86,7 @@ class TileRows {
     for (int row = 0; row < kTileRows; ++row) {
       memcpy(copy + row * kTileRowBytes, rows_[row] + at, kTileRowBytes);
     }
-    finish_stores();
+    finish_stores(copy);
     _tile_loadd(3, copy, kTileRowBytes);
   }
 

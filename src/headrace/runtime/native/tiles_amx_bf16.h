@@ -97,6 +97,7 @@ struct Tiles {
 
   static HEADRACE_INLINE void score(const Shape& shape, const Bfloat16* query,
                                     const TokenBlock& block, float* scores, LinesAhead& ahead) {
+    finish_stores(query);
     for (int token = 0; token < block.count; token += 2 * kTileRows) {
       const bool two = token + kTileRows < block.count;
       const TileRows first = keys(shape, block, token);
@@ -167,11 +168,14 @@ struct Tiles {
       }
     }
     for (int at = count * kQueries; at < vectors * 16; ++at) scores[at] = -INFINITY;
-    __m512 most[2] = {Avx512::set(-INFINITY), Avx512::set(-INFINITY)};
-    for (int i = 0; i < vectors; ++i) {
-      most[i % 2] = Avx512::max(Avx512::load_vec(scores + 16 * i), most[i % 2]);
+    __m512 even = Avx512::set(-INFINITY), odd = even;
+    int i = 0;
+    for (; i + 2 <= vectors; i += 2) {
+      even = Avx512::max(Avx512::load_vec(scores + 16 * i), even);
+      odd = Avx512::max(Avx512::load_vec(scores + 16 * i + 16), odd);
     }
-    return fold<Max>(Avx512::max(most[0], most[1]));
+    if (i < vectors) even = Avx512::max(Avx512::load_vec(scores + 16 * i), even);
+    return fold<Max>(Avx512::max(even, odd));
   }
 
   // To the nearest bfloat16, as a float; NaN stays.
@@ -301,7 +305,7 @@ struct Tiles {
       rows[tile] = TileRows(block, block.runs[0].value, block.value, tile * kTileRows,
                             shape.row_bytes);
     }
-    finish_stores();
+    finish_stores(scratch.scores);
     for (int64_t group = 0; group < groups(shape.grouped); ++group) {
       const float* weights = scores_of(scratch, group);
       for (int64_t at = 0; at < shape.width; at += kSums) {
