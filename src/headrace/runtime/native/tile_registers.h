@@ -2,14 +2,14 @@
 //
 // A product of tiles adds to a tile of sums, [rows, columns] of float, the products of [rows,
 // pairs] and [pairs, columns], where a pair is two bfloat16 side by side. A tile has 16 rows of 64
-// bytes at most. With Q queries of a group, 1 to 16:
+// bytes at most. With Q queries of a group, 1 to 16, and R rows of their weights:
 //
 //   tile  holds                              rows  bytes of a row
 //   0, 1  scores of 16 tokens                  16  4 Q
 //   2     queries, by pairs of their elements  16  4 Q
 //   3     keys or values of 16 tokens          16  64
-//   4, 5  weights of 16 tokens                  Q  64
-//   6, 7  weighted sums of values               Q  64
+//   4, 5  weights of 16 tokens                  R  64
+//   6, 7  weighted sums of values               R  64
 
 #ifndef HEADRACE_TILE_REGISTERS_H
 #define HEADRACE_TILE_REGISTERS_H
@@ -40,11 +40,11 @@ HEADRACE_INLINE void finish_stores(const void* place) {
 
 // Sets up this thread's tiles. They are empty then, and must be released: other code of the thread
 // may have its own shapes, and a switch between threads saves what is in use.
-inline void set_up_tiles(int queries) {
+inline void set_up_tiles(int queries, int weight_rows) {
   TileShapes shapes;
   for (int tile = 0; tile < 8; ++tile) {
     shapes.row_bytes[tile] = static_cast<uint16_t>(tile < 3 ? 4 * queries : kTileRowBytes);
-    shapes.rows[tile] = static_cast<uint8_t>(tile < 4 ? kTileRows : queries);
+    shapes.rows[tile] = static_cast<uint8_t>(tile < 4 ? kTileRows : weight_rows);
   }
   finish_stores(&shapes);
   _tile_loadconfig(&shapes);

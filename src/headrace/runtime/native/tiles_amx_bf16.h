@@ -5,7 +5,8 @@
 // without gaps, [tokens, queries], so that a vector holds all queries at 16 / queries tokens.
 //
 // Weights become float rows, [queries, tokens], rounded to bfloat16: a float's upper half is its
-// bfloat16, and its lower half is zero.
+// bfloat16, and its lower half is zero. One or two queries leave room for rows of what rounding
+// took off, so that their weights have twice the digits.
 //
 // Values. Pairs would have to be of two tokens, but elements of two tokens do not lie side by side.
 // Instead a pair is two elements of one token: with pairs (weight, 0) a product of tiles gives the
@@ -45,15 +46,24 @@ inline int queries_of_tile(int64_t grouped) {
   return queries;
 }
 
+// How many rows of weights a query has.
+constexpr int weight_rows(int queries) { return queries <= 2 ? 2 : 1; }
+
 template <int kQueries>
 struct Tiles {
   static constexpr int kSums = 2 * kTileRows;  // elements of a value that are mixed at once
+  static constexpr int kParts = weight_rows(kQueries);
+  static constexpr int kRows = kParts * kQueries;  // of weights
   // Scores of a group; a float more is read with the weights of its last token.
   static constexpr int64_t kScores = kQueries * kBlock + kTileRows;
 
   static int64_t groups(int64_t queries) { return (queries + kQueries - 1) / kQueries; }
   static float* scores_of(const Scratch& scratch, int64_t group) {
     return scratch.scores + group * kScores;
+  }
+  // In place of the scores, unless there are more weights than scores.
+  static float* weights_of(const Scratch& scratch, int64_t group) {
+    return scores_of(scratch, group) + (kParts > 1 ? kQueries * kBlock : 0);
   }
 
   static void attend(const Shape& shape, const Scratch& scratch, TokenBlock& block,
@@ -126,6 +136,7 @@ struct Tiles {
   static HEADRACE_INLINE void weigh(const Shape& shape, const Scratch& scratch, int64_t group,
                                     int count, LinesAhead& ahead) {
     float* scores = scores_of(scratch, group);
+    float* weights = weights_of(scratch, group);
     const int tiles = (count + kTileRows - 1) / kTileRows;
     const bool plain = is_plain(shape);
     __m512 maximum = largest(shape, scores, count, tiles * kQueries);
@@ -139,19 +150,26 @@ struct Tiles {
     const __m512 by = Avx512::set(plain ? shape.scale * kLog2E : kLog2E);
     __m512 sum = Avx512::zero();
     for (int tile = 0; tile < tiles; ++tile) {
-      float* place = scores + tile * kTileRows * kQueries;
-      __m512 weights[kQueries], rows[kQueries];
+      const float* from = scores + tile * kTileRows * kQueries;
+      __m512 parts[kRows], rows[kRows];
       HEADRACE_UNROLL
       for (int i = 0; i < kQueries; ++i) {
-        weights[i] = rounded(exp2_of(Avx512::fma(Avx512::load_vec(place + 16 * i), by, less)));
-        sum = Avx512::add(sum, weights[i]);
+        const auto weight = exp2_of(Avx512::fma(Avx512::load_vec(from + 16 * i), by, less));
+        parts[i] = rounded(weight);
+        sum = Avx512::add(sum, parts[i]);
+        if constexpr (kParts == 2) {
+          parts[kQueries + i] = rounded(Avx512::sub(weight, parts[i]));
+          sum = Avx512::add(sum, parts[kQueries + i]);
+        }
         ahead.prefetch<kWeighLines / kTilesOfBlock / kQueries>();
       }
-      turn(weights, rows);
+      turn(parts, rows);
+      if constexpr (kParts == 2) turn(parts + kQueries, rows + kQueries);
+      float* to = weights + tile * kTileRows * kRows;
       HEADRACE_UNROLL
-      for (int i = 0; i < kQueries; ++i) Avx512::store_vec(place + 16 * i, rows[i]);
+      for (int i = 0; i < kRows; ++i) Avx512::store_vec(to + 16 * i, rows[i]);
     }
-    scores[tiles * kTileRows * kQueries] = 0.0f;
+    weights[tiles * kTileRows * kRows] = 0.0f;
     sum = fold<Add>(sum);
     keep(scratch.total + q, Avx512::fma(spread(scratch.total + q), factor, sum));
     keep(scratch.maximum + q, maximum);
@@ -307,9 +325,9 @@ struct Tiles {
     }
     finish_stores(scratch.scores);
     for (int64_t group = 0; group < groups(shape.grouped); ++group) {
-      const float* weights = scores_of(scratch, group);
+      const float* weights = weights_of(scratch, group);
       for (int64_t at = 0; at < shape.width; at += kSums) {
-        alignas(64) float mixed[kQueries * kSums];
+        alignas(64) float mixed[kRows * kSums];
         mix_tiles(rows, tiles, weights, at, mixed, ahead);
         if (!are_finite(mixed)) mix_apart(shape, block, weights, at, mixed);
         add_to_sums(shape, scratch, group * kQueries, at, mixed);
@@ -317,14 +335,14 @@ struct Tiles {
     }
   }
 
-  // Sums 32 elements of a block's values, [queries, elements].
+  // Sums 32 elements of a block's values, [rows of weights, elements].
   static HEADRACE_INLINE void mix_tiles(const TileRows* rows, int tiles, const float* weights,
                                         int64_t at, float* mixed, LinesAhead& ahead) {
     constexpr int64_t kBytes = kSums * sizeof(float);
     _tile_zero(6);
     _tile_zero(7);
     for (int tile = 0; tile < tiles; ++tile) {
-      const char* odd = reinterpret_cast<const char*>(weights + tile * kTileRows * kQueries);
+      const char* odd = reinterpret_cast<const char*>(weights + tile * kTileRows * kRows);
       rows[tile].load(at * static_cast<int64_t>(sizeof(Bfloat16)));
       _tile_loadd(4, odd + sizeof(Bfloat16), kTileRowBytes);
       _tile_dpbf16ps(6, 4, 3);
@@ -340,9 +358,9 @@ struct Tiles {
   static HEADRACE_INLINE bool are_finite(const float* mixed) {
     __m512 nothing[2] = {Avx512::zero(), Avx512::zero()};  // or NaN
     HEADRACE_UNROLL
-    for (int q = 0; q < kQueries; ++q) {
+    for (int row = 0; row < kRows; ++row) {
       for (int i = 0; i < 2; ++i) {
-        nothing[i] = Avx512::fma(Avx512::load_vec(mixed + q * kSums + 16 * i), Avx512::zero(),
+        nothing[i] = Avx512::fma(Avx512::load_vec(mixed + row * kSums + 16 * i), Avx512::zero(),
                                  nothing[i]);
       }
     }
@@ -354,14 +372,14 @@ struct Tiles {
   static __attribute__((noinline)) void mix_apart(const Shape& shape, TokenBlock& block,
                                                   const float* weights, int64_t at, float* mixed) {
     find_rows(shape, block);
-    memset(mixed, 0, kQueries * kSums * sizeof(float));
+    memset(mixed, 0, kRows * kSums * sizeof(float));
     for (int token = 0; token < block.count; ++token) {
       const auto* value = reinterpret_cast<const Bfloat16*>(block.value[token]) + at;
       const auto pair = Avx512::load(value);
-      for (int q = 0; q < kQueries; ++q) {
+      for (int row = 0; row < kRows; ++row) {
         const int tile = token / kTileRows, place = token % kTileRows;
-        const auto weight = Avx512::set(weights[(tile * kQueries + q) * kTileRows + place]);
-        float* sum = mixed + q * kSums;
+        const auto weight = Avx512::set(weights[(tile * kRows + row) * kTileRows + place]);
+        float* sum = mixed + row * kSums;
         Avx512::store_vec(sum, Avx512::fma(weight, pair.first, Avx512::load_vec(sum)));
         Avx512::store_vec(sum + 16, Avx512::fma(weight, pair.second, Avx512::load_vec(sum + 16)));
       }
@@ -376,7 +394,10 @@ struct Tiles {
       const auto factor = Avx512::set(scratch.factor[first + q]);
       HEADRACE_UNROLL
       for (int i = 0; i < kSums; i += 16) {
-        const auto added = Avx512::load_vec(mixed + q * kSums + i);
+        auto added = Avx512::load_vec(mixed + q * kSums + i);
+        if constexpr (kParts == 2) {
+          added = Avx512::add(added, Avx512::load_vec(mixed + (kQueries + q) * kSums + i));
+        }
         Avx512::store_vec(sums + i, Avx512::fma(Avx512::load_vec(sums + i), factor, added));
       }
     }

@@ -24,7 +24,9 @@ namespace {
 using Float = TiledScores<Avx512, FloatScores<Avx512, Bfloat16>>;
 
 void begin_bfloat16(const Shape& shape) {
-  if (tiles_pay(shape)) set_up_tiles(queries_of_tile(shape.grouped));
+  if (!tiles_pay(shape)) return;
+  const int queries = queries_of_tile(shape.grouped);
+  set_up_tiles(queries, weight_rows(queries) * queries);
 }
 
 void attend_bfloat16(const Shape& shape, const Scratch& scratch, TokenBlock& block,
