@@ -4,8 +4,8 @@ Shape suffixes: B rows, E entries (a page as one row sees it), P pages, H key/va
 heads per key/value head times query tokens (``group * q_len``), T tokens of a page, D head width.
 
 Each key and value is read once for all G queries of its head. Scores and sums are float32; so are
-weights, but those of ``avx512_bf16`` for three queries or more, which are rounded to bfloat16 as
-torch's own attention rounds them.
+weights, but those of ``amx_bf16`` and ``avx512_bf16`` for three queries or more, which are rounded
+to bfloat16 as torch's own attention rounds them.
 
 A call's work is divided over rows, heads and tokens, and the parts are merged by log-sum-exp, so
 that all cores are busy even with one row. The kernel is native (``native/``); where it cannot be
@@ -52,8 +52,8 @@ class HostAttention:
     Args:
         threads: how many attend, the caller's counted; by default as many as this process has
             cores.
-        variant: ``avx512_bf16``, ``avx512``, ``avx2``, ``portable``, or ``off`` for torch; by
-            default ``$HEADRACE_NATIVE``, else the best that this machine runs.
+        variant: ``amx_bf16``, ``avx512_bf16``, ``avx512``, ``avx2``, ``portable``, or ``off`` for
+            torch; by default ``$HEADRACE_NATIVE``, else the best that this machine runs.
 
     Attributes:
         threads: as above.

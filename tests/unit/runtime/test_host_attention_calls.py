@@ -115,7 +115,9 @@ def test_no_threads_is_an_error():
 
 
 def test_an_unknown_variant_is_an_error(monkeypatch):
-    with pytest.raises(ConfigurationError, match="variant is 'mmx'; allowed are avx512_bf16"):
+    with pytest.raises(
+        ConfigurationError, match="variant is 'mmx'; allowed are amx_bf16, avx512_bf16"
+    ):
         HostAttention(variant="mmx")
     monkeypatch.setenv("HEADRACE_NATIVE", "sse")
     with pytest.raises(ConfigurationError, match="HEADRACE_NATIVE is 'sse'; allowed are"):

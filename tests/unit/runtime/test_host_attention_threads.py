@@ -61,6 +61,19 @@ def test_pools_exist_side_by_side():
 
 
 @needs_native
+def test_a_call_leaves_torch_as_it_was():
+    """Torch's products on the caller's thread, which may use the same tiles, come out the same."""
+    case = make_case((300, 70), grouped=5, dtype=torch.bfloat16)
+    left, right = torch.randn(2, 96, 96).bfloat16()
+    for variant in NATIVE:
+        with HostAttention(threads=2, variant=variant) as attention:
+            expected, first = left @ right, case.attend(attention)
+            for _ in range(5):
+                assert torch.equal(left @ right, expected)
+                assert torch.equal(case.attend(attention).output, first.output)
+
+
+@needs_native
 def test_memory_is_read():
     with HostAttention(threads=2) as attention:
         attention.stream_read(torch.ones(3_000_001, dtype=torch.uint8), torch.ones(5))

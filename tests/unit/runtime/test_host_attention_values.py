@@ -137,6 +137,23 @@ def test_a_key_that_is_not_finite_is_not_hidden(attention, wrong):
             assert made.isnan().all(), (dtype, grouped)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("width", [64, 80, 128])
+def test_a_value_that_is_not_finite_spoils_no_other_element(attention, width, wrong):
+    for dtype in DTYPES:
+        for grouped in (1, 2, 3, 5, 8, 20):
+            key, value = torch.randn(100, width).to(dtype), torch.randn(100, width).to(dtype)
+            value[70, 3], value[99, width - 2] = wrong, wrong
+            query = torch.randn(grouped, width).to(dtype)
+            made = normalised(filled(key, value, query).attend(attention), torch.float32)
+            spoilt = torch.zeros(width, dtype=torch.bool)
+            spoilt[[3, width - 2]] = True
+            assert not made[..., spoilt].isfinite().any()
+            value[70, 3], value[99, width - 2] = 0, 0
+            wanted = normalised(filled(key, value, query).attend(attention), torch.float32)
+            torch.testing.assert_close(made[..., ~spoilt], wanted[..., ~spoilt], rtol=0, atol=1e-5)
+
+
 def test_a_row_that_sees_nothing_gets_nothing(attention):
     for dtype in DTYPES:
         case = make_case((40, 0, 90), dtype=dtype, hidden=1.0)

@@ -105,7 +105,7 @@ class Attention {
         slot_floats_(call.grouped * (call.width + 2)) {
     job_.call = &call;
     job_.shape = {call.grouped, call.width, call.width * kElementBytes[call.dtype], call.scale,
-                  call.softcap};
+                  call.softcap, nullptr};
   }
 
   void run() {
@@ -193,7 +193,7 @@ class Attention {
     pool_.slots.fit(slots_ * slot_floats_ * 4);
     char* zeros = pool_.zeros.fit(job_.shape.row_bytes);
     std::memset(zeros, 0, static_cast<size_t>(job_.shape.row_bytes));
-    job_.zeros = zeros;
+    job_.shape.zeros = zeros;
     for (Buffer& buffer : pool_.scratch) buffer.fit(scratch_bytes());
   }
 
@@ -202,12 +202,11 @@ class Attention {
   int64_t head_state_bytes() const {
     return 2 * call_.grouped * padded_row_bytes() + 3 * padded_queries_bytes();
   }
-  int64_t scratch_bytes() const {
-    return padded_queries_bytes() * kBlock + item_heads_ * head_state_bytes();
-  }
+  int64_t scores_bytes() const { return padded_queries_bytes() * (kBlock + 1); }
+  int64_t scratch_bytes() const { return scores_bytes() + item_heads_ * head_state_bytes(); }
 
   Scratch scratch_of(char* memory, int64_t head) const {
-    char* place = memory + padded_queries_bytes() * kBlock + head * head_state_bytes();
+    char* place = memory + scores_bytes() + head * head_state_bytes();
     auto take = [&place](int64_t bytes) {
       char* taken = place;
       place += bytes;
@@ -225,18 +224,20 @@ class Attention {
 
   void work(int thread) {
     char* memory = pool_.scratch[static_cast<size_t>(thread)].fit(scratch_bytes());
+    if (kernel_.begin) kernel_.begin(job_.shape);
     BlockStream stream(job_);
     TokenBlock blocks[2];
     int now = 0;
     bool more = stream.next(blocks[now]);
     while (more) {
-      const TokenBlock& block = blocks[now];
+      TokenBlock& block = blocks[now];
       now = 1 - now;
       more = stream.next(blocks[now]);
       const Scratch scratch = scratch_of(memory, block.head);
       kernel_.attend(job_.shape, scratch, block, more ? &blocks[now] : nullptr);
       if (block.last) finish(scratch, block);
     }
+    if (kernel_.end) kernel_.end(job_.shape);
   }
 
   // Where one row and head's result goes.

@@ -11,7 +11,8 @@ namespace headrace {
 // 16 bits) stay in the nearest caches while all queries of their head use them.
 constexpr int kBlock = 64;
 
-// Kernels may read this many places beyond a block's last token; they lead to zeros.
+// Kernels may read this many places beyond a block's last token, up to a whole block; they lead to
+// zeros.
 constexpr int kBlockPadding = 16;
 
 // What is the same for all blocks of a call.
@@ -21,6 +22,7 @@ struct Shape {
   int64_t row_bytes;  // of one token's key, or value
   float scale;
   float softcap;
+  const char* zeros;  // a row of them, for places beyond a block's last token
 };
 
 // Part of the work of a call: some tokens of one row, for some key/value heads.
@@ -42,11 +44,12 @@ struct Run {
 
 // Some of the tokens of an item, for one of its heads.
 struct TokenBlock {
+  int count;
+  Run runs[kBlock];
+  int run_count;
+  // Each token's: a kernel that reads tokens one by one finds them first.
   const char* key[kBlock + kBlockPadding];
   const char* value[kBlock + kBlockPadding];
-  int count;
-  Run runs[kBlock];  // the same tokens
-  int run_count;
   bool first;  // of its item and head
   bool last;
   int64_t head;  // counted from the item's first
@@ -57,7 +60,7 @@ struct TokenBlock {
 // Buffers of one thread and head.
 struct Scratch {
   void* query;     // [grouped, padded width], prepared by the kernel
-  float* scores;   // [grouped, kBlock], then the weights; the same for all heads
+  float* scores;   // [grouped, padded, kBlock + 1], then the weights; the same for all heads
   float* sums;     // [grouped, padded width], in the kernel's own order
   float* maximum;  // [grouped], padded, like the next two
   float* total;

@@ -304,7 +304,7 @@ void mix_block(const Shape& shape, const Scratch& scratch, const TokenBlock& blo
 // While a block's keys are used, the next block's keys come from memory, and likewise its values:
 // when it is their turn they are in a cache, and memory is never idle.
 template <class V, class S, class M>
-void attend_block(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+void attend_block(const Shape& shape, const Scratch& scratch, TokenBlock& block,
                   const TokenBlock* next) {
   const int64_t queries = shape.grouped, width = shape.width;
   auto* query = static_cast<typename S::Query*>(scratch.query);
@@ -313,6 +313,7 @@ void attend_block(const Shape& shape, const Scratch& scratch, const TokenBlock& 
     S::prepare(queries, width, static_cast<const typename S::Element*>(block.query), query);
   }
   if (block.count == 0) return;
+  find_rows(shape, block);
   if (next) touch_pages(*next, shape.row_bytes);
   Ahead keys(next, &Run::key, shape.row_bytes, S::advances(queries, width, block.count));
   S::score(queries, width, query, block, scratch.scores, keys);

@@ -28,6 +28,23 @@ constexpr int kPageBytes = 4096;      // of virtual memory, the smallest
 constexpr int kReadAhead = 8192;      // bytes that a plain read of memory prefetches ahead
 constexpr int kTokensPerAdvance = 2;  // of values that are mixed between two prefetches
 
+// Finds where each token's key and value are.
+inline void find_rows(const Shape& shape, TokenBlock& block) {
+  int token = 0;
+  for (int run = 0; run < block.run_count; ++run) {
+    const Run& from = block.runs[run];
+    for (int i = 0; i < from.count; ++i, ++token) {
+      block.key[token] = from.key + i * shape.row_bytes;
+      block.value[token] = from.value + i * shape.row_bytes;
+    }
+  }
+  if (token == kBlock) return;
+  for (int i = 0; i < kBlockPadding; ++i) {
+    block.key[token + i] = shape.zeros;
+    block.value[token + i] = shape.zeros;
+  }
+}
+
 // Has the addresses of a block's pages looked up, all at once: one by one, where they are needed,
 // each would hold up the kernel.
 inline void touch_pages(const TokenBlock& block, int64_t row_bytes) {

@@ -165,7 +165,7 @@ struct LaneValues : PairValues {
   }
 };
 
-void attend_lanes(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+void attend_lanes(const Shape& shape, const Scratch& scratch, TokenBlock& block,
                   const TokenBlock* next) {
   const int64_t queries = shape.grouped, width = shape.width;
   auto* query = static_cast<Bfloat16*>(scratch.query);
@@ -174,6 +174,7 @@ void attend_lanes(const Shape& shape, const Scratch& scratch, const TokenBlock& 
     Lanes::prepare(queries, width, static_cast<const Bfloat16*>(block.query), query);
   }
   if (block.count == 0) return;
+  find_rows(shape, block);
   if (next) touch_pages(*next, shape.row_bytes);
   Ahead keys(next, &Run::key, shape.row_bytes, Lanes::advances(queries, width, block.count));
   for (int64_t group = 0; group < Lanes::groups(queries); ++group) {

@@ -20,7 +20,7 @@ from headrace.runtime.native import build
 ABI = 1
 """``HEADRACE_NATIVE_ABI`` of ``headrace_attention.h``."""
 
-VARIANTS = ("avx512_bf16", "avx512", "avx2", "portable")
+VARIANTS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")
 """Names of all variants; a machine has some of them."""
 
 OFF = "off"

@@ -4,6 +4,10 @@
 #include <cpuid.h>
 #include <stdint.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace headrace {
 
@@ -46,11 +50,29 @@ bool has_avx512_bf16() {
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && all_set(a, kBf16);
 }
 
+// The system saves the registers of AMX for those processes only that have asked for them.
+static bool is_granted_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx_bf16() {
+  constexpr uint64_t kBf16 = bit(22), kTile = bit(24), kTileRegisters = bit(17) | bit(18);
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx512_bf16() && all_set(saved_registers(), kTileRegisters) &&
+         __get_cpuid_count(7, 0, &a, &b, &c, &d) && all_set(d, kBf16 | kTile) && is_granted_tiles();
+}
+
 #else
 
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
+bool has_amx_bf16() { return false; }
 
 #endif
 

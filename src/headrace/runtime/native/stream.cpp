@@ -36,22 +36,12 @@ void BlockStream::end_group() {
 }
 
 void BlockStream::write_block(const Places& places, int64_t offset, TokenBlock& block) {
-  const int64_t row_bytes = job_.shape.row_bytes;
-  block.count = 0;
+  block.count = places.count;
   block.run_count = places.run_count;
   for (int run = 0; run < places.run_count; ++run) {
     const Run& from = places.runs[run];
-    const char* key = from.key + offset;
-    const char* value = from.value + offset;
-    block.runs[run] = {key, value, from.count};
-    for (int token = 0; token < from.count; ++token) {
-      block.key[block.count + token] = key + token * row_bytes;
-      block.value[block.count + token] = value + token * row_bytes;
-    }
-    block.count += from.count;
+    block.runs[run] = {from.key + offset, from.value + offset, from.count};
   }
-  std::fill_n(block.key + block.count, kBlockPadding, job_.zeros);
-  std::fill_n(block.value + block.count, kBlockPadding, job_.zeros);
 }
 
 bool BlockStream::claim() {

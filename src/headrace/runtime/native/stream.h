@@ -23,7 +23,6 @@ struct Job {
   Shape shape;
   const Item* items;
   int64_t item_count;
-  const char* zeros;  // one row of zeros, for places beyond a block's last token
   std::atomic<int64_t> next_item{0};
 };
 

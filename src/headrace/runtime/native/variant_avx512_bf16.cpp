@@ -28,7 +28,7 @@ constexpr int64_t kRoundedWeights = 3;
 using TileScores = TiledScores<Avx512, PairScores>;
 using FewValues = FloatValues<Avx512, Bfloat16>;
 
-void attend_bfloat16(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+void attend_bfloat16(const Shape& shape, const Scratch& scratch, TokenBlock& block,
                      const TokenBlock* next) {
   if (Lanes::pay(shape.grouped, shape.width)) {
     attend_lanes(shape, scratch, block, next);

@@ -6,6 +6,9 @@ namespace headrace {
 
 const Variant* const* all_variants() {
   static const Variant* const variants[] = {
+#if defined(HEADRACE_HAS_AMX)
+      &kAmxBf16,
+#endif
 #if defined(HEADRACE_HAS_BF16)
       &kAvx512Bf16,
 #endif

@@ -13,16 +13,26 @@
 #define HEADRACE_HAS_BF16 1
 #endif
 
+// GCC knows AMX from version 11 on, clang from 12 on.
+#if defined(HEADRACE_HAS_BF16) && defined(__linux__) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HEADRACE_HAS_AMX 1
+#endif
+
 namespace headrace {
 
 // One dtype's kernel.
 struct Kernel {
-  // Attends to a block. While it computes, it prefetches the keys of the block after it.
-  void (*attend)(const Shape& shape, const Scratch& scratch, const TokenBlock& block,
+  // Attends to a block, whose tokens' rows it finds if it needs them. While it computes, it
+  // prefetches the block after it.
+  void (*attend)(const Shape& shape, const Scratch& scratch, TokenBlock& block,
                  const TokenBlock* next);
   // Writes the result of the item whose last block was attended.
   void (*finish)(const Shape& shape, const Scratch& scratch, float* output, float* maximum,
                  float* total);
+  // Called by each thread before a call's blocks and after them, where there is something to do.
+  void (*begin)(const Shape& shape) = nullptr;
+  void (*end)(const Shape& shape) = nullptr;
 };
 
 struct Variant {
@@ -32,6 +42,7 @@ struct Variant {
   uint64_t (*sum)(const char* data, size_t bytes);
 };
 
+extern const Variant kAmxBf16;
 extern const Variant kAvx512Bf16;
 extern const Variant kAvx512;
 extern const Variant kAvx2;
