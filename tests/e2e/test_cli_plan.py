@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.e2e.in_process import run_here
 
 from headrace.report.timeline_page import read_timeline_page
 
@@ -55,29 +56,29 @@ def test_planning_for_a_named_machine_imports_neither_torch_nor_transformers(hea
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
-def test_a_report_says_what_is_chosen_and_why(headrace):
-    done = headrace(*ask("opt-6.7b", 64, 1024, 128, "--hardware", "a100-40gb-pcie4"))
+def test_a_report_says_what_is_chosen_and_why(capsys):
+    done = run_here(capsys, *ask("opt-6.7b", 64, 1024, 128, "--hardware", "a100-40gb-pcie4"))
     assert done.returncode == 0
     for words in ("policy  auto", "data-sheet", "binds", "Device memory", "kvpr", "tokens/s"):
         assert words in done.stdout
 
 
-def test_a_plan_that_does_not_fit_is_an_answer(headrace):
+def test_a_plan_that_does_not_fit_is_an_answer(capsys):
     words = ask("opt-13b", 64, 1800, 128, "--gpu-memory", "24GiB", *MACHINE)
     words += ["--keep-weights", "--without", "stream,recompute,host"]
-    told = headrace(*words)
+    told = run_here(capsys, *words)
     assert told.returncode == 0
     assert "THIS CANNOT RUN" in told.stdout
-    plan = json.loads(headrace(*words, "--json").stdout)
+    plan = json.loads(run_here(capsys, *words, "--json").stdout)
     assert not plan["feasible"]
     assert plan["limits"]["most_rows"] == 0
     assert f"--gpu-memory {plan['limits']['least_gpu_bytes'] >> 20}MiB" in told.stdout
 
 
-def test_a_timeline_page_holds_the_plan_and_the_stream(headrace, tmp_path):
+def test_a_timeline_page_holds_the_plan_and_the_stream(capsys, tmp_path):
     page = tmp_path / "plan.html"
     words = ask("opt-6.7b", 8, 512, 32, "--hardware", "paper-a100")
-    done = headrace(*words, "--policy", "kvpr", "--timeline", page, "--json")
+    done = run_here(capsys, *words, "--policy", "kvpr", "--timeline", page, "--json")
     assert json.loads(done.stdout)["timeline"] == str(page)
     timelines = read_timeline_page(page)
     assert [timeline.label for timeline in timelines] == ["stream", "kvpr"]
