@@ -81,8 +81,8 @@ class LinesAhead {
       : near_(&now, &Run::value, next, &Run::key, row_bytes),
         far_(next, &Run::key, next, &Run::value, row_bytes) {}
 
-  // Some of both, between pieces of arithmetic: many at once are what leads to drops. Those that are
-  // needed sooner come first.
+  // Some of both, between pieces of arithmetic: many at once are what leads to drops. Those that
+  // are needed sooner come first.
   template <int kCount>
   HEADRACE_INLINE void prefetch() {
     near_.template prefetch<kCount>();
