@@ -60,7 +60,7 @@ struct TokenBlock {
 // Buffers of one thread and head.
 struct Scratch {
   void* query;     // [grouped, padded width], prepared by the kernel
-  float* scores;   // [grouped, padded, kBlock + 1], then the weights; the same for all heads
+  float* scores;   // [grouped, kBlock] and a little more, then the weights; for all heads
   float* sums;     // [grouped, padded width], in the kernel's own order
   float* maximum;  // [grouped], padded, like the next two
   float* total;

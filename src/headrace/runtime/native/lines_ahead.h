@@ -78,25 +78,20 @@ class LinesAhead {
  public:
   // The next block may be null.
   LinesAhead(const TokenBlock& now, const TokenBlock* next, int64_t row_bytes)
-      : far_(next, &Run::key, next, &Run::value, row_bytes),
-        near_(&now, &Run::value, next, &Run::key, row_bytes) {}
+      : near_(&now, &Run::value, next, &Run::key, row_bytes),
+        far_(next, &Run::key, next, &Run::value, row_bytes) {}
 
-  // Few at a time, between pieces of arithmetic: many at once are what leads to drops.
+  // Some of both, between pieces of arithmetic: many at once are what leads to drops. Those that
+  // are needed sooner come first.
   template <int kCount>
   HEADRACE_INLINE void prefetch() {
-    constexpr int kAtOnce = 8;
-    if constexpr (kCount > kAtOnce) {
-      prefetch<kAtOnce>();
-      prefetch<kCount - kAtOnce>();
-    } else if constexpr (kCount > 0) {
-      far_.template prefetch<kCount>();
-      near_.template prefetch<kCount>();
-    }
+    near_.template prefetch<kCount>();
+    far_.template prefetch<kCount>();
   }
 
  private:
-  Lines<2> far_;
   Lines<3> near_;
+  Lines<2> far_;
 };
 
 }  // namespace

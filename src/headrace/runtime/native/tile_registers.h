@@ -32,8 +32,8 @@ struct TileShapes {
 };
 static_assert(sizeof(TileShapes) == 64, "as the processor reads it");
 
-// Compilers do not all know that loading a tile reads memory. What was stored to a place before this
-// is there after it.
+// Compilers do not all know that loading a tile reads memory. What was stored to a place before
+// this is there after it.
 HEADRACE_INLINE void finish_stores(const void* place) {
   asm volatile("" ::"r"(place) : "memory");
 }
