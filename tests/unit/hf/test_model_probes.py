@@ -92,11 +92,16 @@ def test_dense_work_is_measured_between_waits_that_do_not_count(monkeypatch, dem
         return clock.now
 
     monkeypatch.setattr(step_probes, "time", SimpleNamespace(perf_counter=look, sleep=sleep))
-    shape = shape_of(demo.model)
+    shape, hooks = shape_of(demo.model), hooks_of(demo.model)
     weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
     # Two looks at each wait: one second passes within it, and one besides.
     assert dense_rate(demo.model, shape, 2) == pytest.approx(weights / (1 + shape.num_layers))
     assert clock.waits == 4 * shape.num_layers
     assert dense_rate(demo.model, shape, 2, resident=True) == pytest.approx(weights)
     assert clock.waits == 4 * shape.num_layers
-    assert not any(module._forward_pre_hooks for module in demo.model.modules())
+    assert hooks_of(demo.model) == hooks
+
+
+def hooks_of(model):
+    """Return how many hooks a model's modules have: others may be attached to it, too."""
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
