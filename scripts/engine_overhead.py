@@ -66,6 +66,7 @@ def measure(llm: LLM, sizes: list[tuple[int, int]], rounds: int) -> dict[str, An
     ]
     ours: list[float] = []
     theirs: list[float] = []
+    identical = True
     for turn in range(rounds + 1):
         start_s = time.perf_counter()
         outputs = llm.generate(prompts, params)
@@ -75,11 +76,11 @@ def measure(llm: LLM, sizes: list[tuple[int, int]], rounds: int) -> dict[str, An
         if turn:
             ours.append(between_s - start_s)
             theirs.append(end_s - between_s)
-    made = [list(output.outputs[0].token_ids) for output in outputs]
-    identical = all(
-        some == row[: len(some)] and len(some) == steps
-        for some, row, (_, steps) in zip(made, plain, sizes, strict=True)
-    )
+        made = [list(output.outputs[0].token_ids) for output in outputs]
+        identical = identical and all(
+            some == row[: len(some)] and len(some) == steps
+            for some, row, (_, steps) in zip(made, plain, sizes, strict=True)
+        )
     headrace_s, transformers_s = statistics.median(ours), statistics.median(theirs)
     return {
         "rows": len(sizes),
