@@ -100,10 +100,10 @@ def _extra_probes(args: argparse.Namespace, shape: ModelShape | None) -> ExtraPr
     import torch
 
     from headrace.hardware.probe_device import resolve_device
-    from headrace.hf.machine import host_probes
+    from headrace.hf.host_probes import HostProbes
 
     device = torch.device(resolve_device(machine.device(args)))
-    return host_probes(shape, device, getattr(torch, shape.dtype))
+    return HostProbes(shape, device, getattr(torch, shape.dtype)).by_name()
 
 
 def _measured_anew(

@@ -112,6 +112,37 @@ def available_host_memory_bytes(root: Path = _ROOT) -> int:
     return max(0, min([_meminfo_bytes(root, "MemAvailable"), *free]))
 
 
+def last_level_cache_bytes(root: Path = _ROOT) -> int:
+    """Return what the last caches before memory hold, of all cores that this process may use.
+
+    Args:
+        root: where ``sys`` is mounted.
+
+    Returns:
+        Bytes; 0 where the system does not say.
+    """
+    caches: dict[str, int] = {}
+    for core in os.sched_getaffinity(0):
+        directories = (root / f"sys/devices/system/cpu/cpu{core}/cache").glob("index*")
+        levels = [found for found in map(_cache, directories) if found is not None]
+        if levels:
+            level, cores, size = max(levels)
+            # Cores that share a cache all name it.
+            caches[f"{level} of {cores}"] = size
+    return sum(caches.values())
+
+
+def _cache(directory: Path) -> tuple[int, str, int] | None:
+    """Return a cache's level, the cores that share it, and its bytes; None if it is not told."""
+    try:
+        level = int((directory / "level").read_text())
+        cores = (directory / "shared_cpu_list").read_text().strip()
+        size = re.fullmatch(r"(\d+)K", (directory / "size").read_text().strip())
+    except (OSError, ValueError):
+        return None
+    return None if size is None else (level, cores, int(size[1]) * 1024)
+
+
 def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
     """Yield limit and use, in bytes, of each control group above this process that has a limit."""
     for directory, limit_name, use_name in _control_group_directories(root):

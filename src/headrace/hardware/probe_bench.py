@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from headrace.hardware.identity import available_host_memory_bytes
+from headrace.hardware.identity import available_host_memory_bytes, last_level_cache_bytes
 from headrace.hardware.probe_device import CpuProbeDevice, ProbeDevice, Work
 from headrace.hardware.profile import UNPACED, Measurement
 from headrace.units import format_rate
 
 _KIB, _MIB = 2**10, 2**20
+
+_TIMES_THE_CACHES = 8
+"""Of memory that is so many times what the caches hold, and is read in turn, they serve little."""
 
 Progress = Callable[[str], object]
 
@@ -29,7 +32,7 @@ class Effort:
         transfer_bytes: transfer sizes, ascending.
         cpu_tokens: token counts of the matrix products on a CPU, ascending.
         cuda_tokens: token counts on a GPU, ascending.
-        memory_bytes: size of the buffers that memory rates are measured with.
+        memory_bytes: size of the buffers that memory rates are measured with, the host's at least.
     """
 
     repeats: int
@@ -65,6 +68,23 @@ FULL = Effort(
 )
 
 
+def uncached_bytes(least: int) -> int:
+    """Return the size of memory of which the processor's caches serve next to nothing.
+
+    The caches of a large server hold hundreds of MiB: a buffer of that size would be read much
+    faster than a KV cache of many GiB ever is.
+
+    Args:
+        least: bytes that it has at least, unless an eighth of the free host memory is less.
+    """
+    return _fitting(max(least, _TIMES_THE_CACHES * last_level_cache_bytes()))
+
+
+def _fitting(size: int) -> int:
+    most = available_host_memory_bytes() // 8
+    return size if size <= most else max(1, most // _MIB) * _MIB
+
+
 class Bench:
     """Measures one figure at a time and remembers its spread."""
 
@@ -80,8 +100,7 @@ class Bench:
 
     def fitting(self, size: int) -> int:
         """Return ``size``, or as many whole MiB as an eighth of the free host memory allows."""
-        most = available_host_memory_bytes() // 8
-        return size if size <= most else max(1, most // _MIB) * _MIB
+        return _fitting(size)
 
     def seconds(self, work: Work, clock: ProbeDevice | None = None) -> list[float]:
         """Return how long ``work`` takes on the device, or on another ``clock``, once a sample."""

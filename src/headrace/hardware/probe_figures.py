@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from headrace.hardware.emulation import Pace
-from headrace.hardware.probe_bench import Bench
+from headrace.hardware.probe_bench import Bench, uncached_bytes
 from headrace.hardware.probe_device import ProbeDevice, Work, busy
 from headrace.hardware.profile import GemmPoint, RatePoint
 from headrace.units import format_flops, format_seconds
 
 _KIB, _MIB = 2**10, 2**20
+
+_COLUMNS = 4096
+"""Of the matrix that is read from host memory."""
 
 _MOST_PARTS = 1024
 """A buffer is divided into so many parts at most, which copies visit in turn."""
@@ -175,8 +178,9 @@ def _host_read(bench: Bench) -> tuple[Work, int]:
     That is what the host's attention does with K, and the fastest way that torch has of reading:
     its reductions to one number are slower, and some of them use one thread only.
     """
-    matrix = torch.rand(bench.fitting(bench.effort.memory_bytes) // 4).view(-1, 4096)
-    vector, out = torch.rand(4096), torch.empty(len(matrix))
+    size = uncached_bytes(bench.effort.memory_bytes)
+    matrix = torch.empty(size // (4 * _COLUMNS), _COLUMNS).copy_(torch.rand(_COLUMNS))
+    vector, out = torch.rand(_COLUMNS), torch.empty(len(matrix))
     return (lambda: torch.mv(matrix, vector, out=out)), matrix.nbytes
 
 

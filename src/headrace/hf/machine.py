@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from headrace.hardware.probes import CURVES, ExtraProbes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.store import load_or_measure
-from headrace.hf import joint_probes, model_probes, step_probes
+from headrace.hf import model_probes, step_probes
 from headrace.hf.attachment import attach, detach
+from headrace.hf.host_probes import HostProbes
 from headrace.hf.shape import model_shape
 from headrace.hf.slice import small_model_of
 from headrace.hf.weights import placed_weights
@@ -52,23 +52,27 @@ def machine_profile(
         model = small_model_of(model, placed.backend.device)
     parameter, shape = next(model.parameters()), shape_of(model)
     cache = (shape, parameter.device, parameter.dtype)
-    return load_or_measure(
-        parameter.device.type,
-        shape,
-        emulate=emulate,
-        quick=quick,
-        progress=progress,
-        kind=shape.kind,
-        extra_probes={
-            "attend_bytes_per_s": lambda _: model_probes.attend_rate(*cache),
-            "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
-            **host_probes(*cache),
-            "load_call_s": lambda _: model_probes.load_call_s(parameter.device, parameter.dtype),
-            **dense_probes(model, shape),
-            "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
-            "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
-        },
-    )
+    host = HostProbes(*cache)
+    try:
+        return load_or_measure(
+            parameter.device.type,
+            shape,
+            emulate=emulate,
+            quick=quick,
+            progress=progress,
+            kind=shape.kind,
+            extra_probes={
+                "attend_bytes_per_s": lambda _: model_probes.attend_rate(*cache),
+                "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
+                **host.by_name(),
+                "load_call_s": lambda _: model_probes.load_call_s(*cache[1:]),
+                **dense_probes(model, shape),
+                "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
+                "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
+            },
+        )
+    finally:
+        host.close()
 
 
 def dense_probes(model: nn.Module, shape: ModelShape) -> ExtraProbes:
@@ -86,23 +90,4 @@ def dense_probes(model: nn.Module, shape: ModelShape) -> ExtraProbes:
         f"{curve}[{rows}]": probe(rows, curve == "resident_curve")
         for curve in CURVES
         for rows in step_probes.DENSE_ROWS
-    }
-
-
-def host_probes(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> ExtraProbes:
-    """Return probes of the host's attention, alone and beside the link; they need no model.
-
-    Args:
-        shape: the model's.
-        device: at the other end of the link.
-        dtype: of keys and values.
-    """
-    return {
-        "host_attend_bytes_per_s": lambda profile: model_probes.host_attend_rate(
-            shape, dtype, beside_compute=profile.emulates is not None
-        ),
-        "host_attend_while_h2d_bytes_per_s": lambda profile: joint_probes.host_attend_rate(
-            shape, device, dtype, profile
-        ),
-        "h2d_while_attend_bytes_per_s": lambda _: joint_probes.link_rate(shape, device, dtype),
     }

@@ -10,27 +10,23 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 
-from headrace.hardware.probe_device import CpuProbeDevice, busy
 from headrace.hf.attachment import attach, detach
 from headrace.hf.probe_timing import REPEATS, WAIT_S, median_s
 from headrace.model.cost import rebuild_flops_per_token
 from headrace.model.projection import LayerProjection
 from headrace.model.shape import ModelShape
-from headrace.runtime.attention import EntryTable, Scoring, empty_partial
+from headrace.runtime.attention import EntryTable, Scoring
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.runtime.granules import Granule
-from headrace.runtime.host_pages import StoreKernel, row_entries
 from headrace.runtime.lanes import Copy
 from headrace.runtime.layer_attention import attend_granule
-from headrace.runtime.pages import Page, PageKind, Row
-from headrace.runtime.store import LayerWidths, PageStore
+from headrace.runtime.pages import PageKind
 from headrace.timeline import Lane
 
 _PAGE_TOKENS = 64
@@ -43,8 +39,6 @@ _TIMES_LARGER = 4
 _REBUILT_BYTES = 1 << 24
 _WORKSPACE_BYTES = 1 << 28
 _LOADED_ELEMENTS = 64
-_HOST_BYTES = 1 << 28
-_HOST_ROWS = 8
 
 
 def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
@@ -75,56 +69,6 @@ def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -
         return _one_call_s(_attending(shape, device, dtype, pages), device)
 
     return _call_s(seconds, 2, device)
-
-
-def host_attend_rate(
-    shape: ModelShape, dtype: torch.dtype, *, beside_compute: bool = False
-) -> float:
-    """Measure once at which rate the host's cores attend to keys and values where they lie.
-
-    Args:
-        shape: the model.
-        dtype: of keys and values.
-        beside_compute: whether the same cores compute meanwhile, as where the CPU is the device.
-
-    Returns:
-        Bytes a second.
-    """
-    attend, size_bytes = host_attending(shape, dtype)
-    background = busy(CpuProbeDevice(), rebuilding(shape, dtype))
-    with background if beside_compute else nullcontext():
-        seconds = median_s(attend, torch.device("cpu"))
-    return size_bytes / seconds
-
-
-def host_attending(shape: ModelShape, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
-    """Return work in which the host's cores attend to pages of a few rows, and the pages' bytes."""
-    widths = LayerWidths(shape.num_kv_heads, shape.head_dim, shape.d_model)
-    store = PageStore(CpuBackend(), {0: widths}, dtype, _PAGE_TOKENS)
-    page_bytes = store.bytes_of(PageKind.KV)
-    pages = max(2 * _HOST_ROWS, _HOST_BYTES // page_bytes)
-    store.grow(PageKind.KV, pages)
-    for part in store.pages(PageKind.KV, 0, 0, pages):
-        part.copy_(torch.randn(part.shape[1:]))
-    held = [Page(PageKind.KV, number, np.arange(_PAGE_TOKENS)) for number in range(pages)]
-    rows = [Row() for _ in range(_HOST_ROWS)]
-    uses = [(page, number * _HOST_ROWS // pages) for number, page in enumerate(held)]
-    entries = row_entries(uses, rows, _PAGE_TOKENS)
-    group = shape.num_heads // shape.num_kv_heads
-    sizes = (_HOST_ROWS, shape.num_kv_heads, group)
-    query = torch.randn((*sizes, shape.head_dim)).to(dtype)
-    result = empty_partial((*sizes, shape.head_dim))
-    kernel = StoreKernel(store)
-    scoring = Scoring(shape.head_dim**-0.5)
-    return lambda: kernel.attend(0, query, entries, scoring, result), pages * page_bytes
-
-
-def rebuilding(shape: ModelShape, dtype: torch.dtype) -> Callable[[], object]:
-    """Return a matrix product of the K/V projections' shape, over a page."""
-    activations = torch.randn(_PAGE_TOKENS, shape.d_model).to(dtype)
-    weight = torch.randn(shape.d_model, 2 * shape.d_kv).to(dtype)
-    out = torch.empty(_PAGE_TOKENS, 2 * shape.d_kv, dtype=dtype)
-    return lambda: torch.mm(activations, weight, out=out)
 
 
 def load_call_s(device: torch.device, dtype: torch.dtype) -> float:

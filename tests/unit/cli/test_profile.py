@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,7 +41,7 @@ class Probes:
 
     def of_a_model(self, shape, device, dtype):
         self.models.append((shape.name, str(device), str(dtype)))
-        return {}
+        return SimpleNamespace(by_name=dict)
 
     def __call__(self, device, shape=None, dtype=None, **options):
         self.calls.append((device, shape and shape.name, dtype))
@@ -55,7 +56,7 @@ def probes(monkeypatch, tmp_path):
     probes = Probes()
     monkeypatch.setattr("headrace.hardware.probes.profile_machine", probes)
     monkeypatch.setitem(store.load_or_measure.__kwdefaults__, "measure", probes)
-    monkeypatch.setattr("headrace.hf.machine.host_probes", probes.of_a_model)
+    monkeypatch.setattr("headrace.hf.host_probes.HostProbes", probes.of_a_model)
     return probes
 
 

@@ -9,6 +9,7 @@ from headrace.hardware.identity import (
     available_host_memory_bytes,
     gpu_driver_version,
     host_memory_limit_bytes,
+    last_level_cache_bytes,
     local_identity,
 )
 
@@ -83,6 +84,31 @@ def test_driver_version(tmp_path, text, version):
 
 def test_driver_version_without_a_driver(tmp_path):
     assert gpu_driver_version(tmp_path) == "unknown"
+
+
+def caches(core, *levels):
+    """Return the files in which a core's caches are told, of (level, cores, size)."""
+    directory = f"sys/devices/system/cpu/cpu{core}/cache"
+    return {
+        f"{directory}/index{number}/{name}": content
+        for number, cache in enumerate(levels)
+        for name, content in zip(("level", "shared_cpu_list", "size"), cache, strict=True)
+    }
+
+
+def test_the_last_caches_are_counted_once_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    first, second = (3, "0-1", "300K"), (3, "2-3", "200K")
+    files = caches(0, (1, "0", "48K"), (2, "0", "2048K"), first)
+    files |= caches(1, (1, "1", "48K"), first)
+    files |= caches(2, second) | caches(3, (3, "9", "900K"))  # a core of another process
+    assert last_level_cache_bytes(write(tmp_path, files)) == 500 * 1024
+
+
+def test_caches_of_which_nothing_is_told(tmp_path):
+    assert last_level_cache_bytes(tmp_path) == 0
+    files = caches(0, (3, "0", "much"))
+    assert last_level_cache_bytes(write(tmp_path, files)) == 0
 
 
 def test_this_machine():

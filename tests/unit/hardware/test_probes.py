@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from headrace.errors import ConfigurationError, ProfileError
+from headrace.hardware import probe_bench
 from headrace.hardware.catalog import machine
 from headrace.hardware.emulation import emulated_cores_rate, emulated_link_rate
 from headrace.hardware.identity import local_identity
@@ -25,6 +26,13 @@ TINY = replace(
     memory_bytes=256 * KIB,
 )
 SHAPE = Widths(32, 16, "float32")
+
+
+@pytest.fixture(autouse=True)
+def no_caches(monkeypatch):
+    """No figure is judged here: memory need not be larger than the processor's caches."""
+    monkeypatch.setattr(probe_bench, "last_level_cache_bytes", lambda: 0)
+
 
 TOGETHER = (
     "h2d_while_d2h_bytes_per_s",
@@ -128,6 +136,15 @@ def test_what_link_and_cores_get_at_once_is_held_to_the_paces():
     assert given[0] is emulated
     plain = add_extra_probes(replace(emulated, emulates=None), probes)
     assert plain.joint_rates == (1e15, 15.0)
+
+
+def test_memory_is_far_larger_than_the_caches_but_a_part_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(probe_bench, "last_level_cache_bytes", lambda: 300 << 20)
+    monkeypatch.setattr(probe_bench, "available_host_memory_bytes", lambda: 64 << 30)
+    assert probe_bench.uncached_bytes(256 << 20) == 8 * (300 << 20)
+    assert probe_bench.uncached_bytes(4 << 30) == 4 << 30
+    monkeypatch.setattr(probe_bench, "available_host_memory_bytes", lambda: 8 << 30)
+    assert probe_bench.uncached_bytes(256 << 20) == 1 << 30
 
 
 def test_extra_probes_are_warmed_up_and_added():

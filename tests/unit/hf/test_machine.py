@@ -8,7 +8,6 @@ from headrace.hardware import store
 from headrace.hardware.probes import CURVES, EXTRA_FIELDS, add_extra_probes
 from headrace.hardware.profile_file import load_profile
 from headrace.hardware.store import profile_path
-from headrace.hf import model_probes
 from headrace.hf.machine import machine_profile, shape_of
 
 
@@ -66,20 +65,6 @@ def test_a_link_is_emulated_on_request(demo, probes):
     profile = machine_profile(demo.model, emulate="a100-40gb-pcie4", quick=False)
     assert profile.emulates == "a100-40gb-pcie4"
     assert [call[2:] for call in probes] == [(False, "a100-40gb-pcie4")]
-
-
-def test_emulated_cores_are_measured_while_the_same_cores_compute(demo, probes, monkeypatch):
-    asked = []
-
-    def host_attend_rate(shape, dtype, *, beside_compute):
-        asked.append(beside_compute)
-        return 3e9
-
-    monkeypatch.setattr(model_probes, "host_attend_rate", host_attend_rate)
-    assert machine_profile(demo.model, emulate="t4-pcie3").host_attend_rate == 3e9
-    assert set(asked) == {True}
-    machine_profile(demo.model)
-    assert asked[-1] is False
 
 
 def test_what_cannot_be_emulated_is_refused(demo):

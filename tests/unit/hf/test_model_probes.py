@@ -10,7 +10,6 @@ from headrace.hf.machine import shape_of
 from headrace.hf.model_probes import (
     attend_call_s,
     attend_rate,
-    host_attend_rate,
     load_call_s,
     rebuild_call_s,
     rebuild_rate,
@@ -25,8 +24,6 @@ def test_rates_of_the_demo_are_positive(demo, small):
     for rate in (
         attend_rate(*cache),
         load_call_s(*cache[1:]),
-        host_attend_rate(shape, torch.float32),
-        host_attend_rate(shape, torch.float32, beside_compute=True),
         rebuild_rate(demo.model, shape),
         *(dense_rate(demo.model, shape, rows) for rows in (1, 3)),
         dense_rate(demo.model, shape, 3, resident=True),

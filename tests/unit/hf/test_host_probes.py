@@ -1,0 +1,119 @@
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from headrace.hf import host_probes
+from headrace.hf.host_probes import HostProbes
+from headrace.hf.machine import machine_profile, shape_of
+from headrace.runtime.pages import PageKind
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def probes(demo, small):
+    made = HostProbes(shape_of(demo.model), CPU, torch.float32)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def background(monkeypatch):
+    """What is busy while something is measured: a list of what began."""
+    begun, real = [], host_probes.busy
+
+    @contextmanager
+    def busy(device, work):
+        begun.append(work)
+        with real(device, work):
+            yield
+
+    monkeypatch.setattr(host_probes, "busy", busy)
+    return begun
+
+
+def test_every_figure_is_measured_alone_and_in_an_emulation(probes, emulated):
+    for emulates in (None, "t4-pcie3"):
+        for probe in probes.by_name().values():
+            assert 0 < probe(replace(emulated, emulates=emulates)) < math.inf
+
+
+def test_the_pages_are_made_once_and_given_back(probes, emulated):
+    for probe in probes.by_name().values():
+        probe(emulated)
+    store = probes._store
+    assert store.growths == 1
+    released = []
+    store.release = lambda: released.append(store)
+    probes.close()
+    probes.close()
+    assert released == [store]
+    probes.attend_rate(emulated)
+    assert probes._store is not store
+
+
+def test_each_call_attends_to_other_pages_until_all_have_been_read(probes, monkeypatch):
+    """The memory is a multiple of what the processor's caches hold: all of it is gone through."""
+    monkeypatch.setattr(host_probes, "uncached_bytes", lambda least: 10 * least)
+    read, calls = [], 5
+
+    class Kernel:
+        def __init__(self, store):
+            self.store = store
+
+        def attend(self, layer, query, entries, scoring, result):
+            read.append(sorted(entries.page.tolist()))
+
+    monkeypatch.setattr(host_probes, "StoreKernel", Kernel)
+    for _ in range(2 * calls):
+        probes._attending()
+    assert len(read[0]) == probes._call_pages
+    seen = [page for pages in read[:calls] for page in pages]
+    assert sorted(seen) == list(range(probes._store.capacity(PageKind.KV)))
+    assert read[calls:] == read[:calls]
+
+
+def test_copies_bring_the_values_that_the_cores_attend_to(probes):
+    copied = []
+
+    class Link:
+        def device_buffer(self, size):
+            return torch.empty(size, dtype=torch.uint8)
+
+        def transfer(self, target, source):
+            copied.append(source)
+
+    probes.__dict__["_link"] = Link()
+    copy = probes._copying(1 << 16)
+    _, values = probes._parts(probes._store)
+    parts = values.nbytes // (1 << 16)
+    for _ in range(parts + 1):
+        copy()
+    assert all(source.nbytes == 1 << 16 for source in copied)
+    starts = [source.data_ptr() - values.data_ptr() for source in copied]
+    assert starts == [*range(0, values.nbytes, 1 << 16), 0]
+
+
+def test_the_cores_compute_besides_only_in_an_emulation(probes, background, emulated):
+    real = replace(emulated, emulates=None)
+    named = replace(emulated, emulates="t4-pcie3")
+    counts = []
+    for profile in (real, named):
+        for probe in (probes.attend_rate, probes.attend_rate_beside_link):
+            background.clear()
+            probe(profile)
+            counts.append(len(background))
+    assert counts == [0, 1, 1, 2]
+
+
+def test_the_pages_are_given_back_when_a_machine_has_been_measured(
+    demo, small, emulated, monkeypatch
+):
+    closed = []
+    monkeypatch.setattr(HostProbes, "close", lambda self: closed.append(self))
+    monkeypatch.setattr("headrace.hf.machine.load_or_measure", lambda *_, **__: emulated)
+    assert machine_profile(demo.model) is emulated
+    assert len(closed) == 1
