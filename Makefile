@@ -40,11 +40,14 @@ bench: $(STAMP) ## Run the benchmark suite and column-by-column beside row-by-ro
 results: $(STAMP) ## Write docs/results* from benchmarks/results; check every figure of the docs
 	$(BIN)/python -m scripts.results $(ARGS)
 
+# Tests run in a process for each core, up to four, each of which computes with one thread.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: $(STAMP) ## Run every test that needs no GPU: pytest $(ARGS)
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(PARALLEL) -m "not gpu" $(ARGS)
 
 test-quick: $(STAMP) ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+	$(PARALLEL) -m "not gpu and not slow" $(ARGS)
 
 test-all: $(STAMP) ## Run every test, those for a GPU too
 	$(BIN)/python -m pytest $(ARGS)
