@@ -46,6 +46,7 @@ class Case:
         entries: which row sees which pages.
         keys: by row, what it sees: ``[H, K, D]``.
         values: likewise.
+        page_tokens: tokens of a page.
         expected: by scoring, what ``host_attention_errors`` has found out.
         recipe: what it was made of.
     """
@@ -55,6 +56,7 @@ class Case:
     entries: RowEntries
     keys: list[Tensor]
     values: list[Tensor]
+    page_tokens: int = 64
     expected: dict[Scoring, Any] = field(default_factory=dict)
     recipe: str = ""
 
@@ -172,5 +174,6 @@ def make_case(
         ),
         keys=[key[:, here] for key, here in zip(keys, seen, strict=True)],
         values=[value[:, here] for value, here in zip(values, seen, strict=True)],
+        page_tokens=page_tokens,
         recipe=recipe,
     )

@@ -33,10 +33,10 @@ def test_hard_values(attentions, dtype, adversary):
                 dtype=dtype,
                 adversary=adversary,
             )
-            for attention in attentions.values():
+            for variant, attention in attentions.items():
                 part = case.attend(attention)
                 assert torch.isfinite(part.output).all()
-                assert_small(case, part)
+                assert_small(case, part, by_torch=variant == "off")
 
 
 @pytest.mark.parametrize("adversary", STEADY)
