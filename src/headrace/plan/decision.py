@@ -34,6 +34,14 @@ PREFILL_SHARE = 0.05
 STAGING_SHARE = 0.1
 """Most of the device memory that staging takes from what could keep tokens there."""
 
+_LAUNCH_WEIGHT = 0.1
+"""Part of the time of launching that counts even where work hides it.
+
+The probes' calls come one after the other on an idle host. In steps, each has the order of loads
+and events about it; and where the host's cores attend, or others use them, it takes several times
+as long, at times: then steps of many granules take as long as launching does.
+"""
+
 _DECIDED = 2
 """Further ways to cut the cache for which the split is decided: the best, by an estimate."""
 
@@ -85,7 +93,12 @@ class Decider:
         fitting = [one for one in found if one.fits]
         if not fitting:
             return min(found, key=lambda one: one.lacking_bytes)
-        return min(fitting, key=self.estimated_step_s)
+        return min(fitting, key=self._cost_s)
+
+    def _cost_s(self, decision: Decision) -> float:
+        """Return the estimate, and part of what the work hides of launching."""
+        estimate, geometry = self._estimate(decision), decision.geometry
+        return estimate.seconds(geometry) + _LAUNCH_WEIGHT * estimate.launch_s(geometry)
 
     def estimated_step_s(self, decision: Decision) -> float:
         """Return about how long a step takes, with the waits that finite staging makes."""
@@ -105,15 +118,22 @@ class Decider:
         price = first.optimum.prices[GPU_MEMORY]
         policy, rows, context = first.policy, self.workload.rows, self.workload.mean_context
         pace = estimate.pace()
+        cut, launches = first.split, estimate.launch_s(first.geometry) > 0
         choices = [
-            *staging_choices(self.shape, rows, context, first.split, policy=policy, pace=pace),
+            *staging_choices(
+                *(self.shape, rows, context, cut),
+                policy=policy,
+                pace=pace,
+                launches_count=launches,
+            ),
             choose_geometry(self.shape, rows, context, nominal, 0.0, policy=policy),
         ]
 
         def about_s(geometry: Geometry) -> float:
             staged = geometry.staging_bytes(self.shape)
             staged += geometry.tail_bytes(self.shape, self.workload.rows)
-            return estimate.seconds(geometry) + price * staged
+            launch_s = _LAUNCH_WEIGHT * estimate.launch_s(geometry)
+            return estimate.seconds(geometry) + launch_s + price * staged
 
         return sorted(dict.fromkeys(one for one in choices if one != first.geometry), key=about_s)
 

@@ -28,6 +28,8 @@ STORE_SLOTS = 3
 """Buffers through which stores leave the device, each as large as a staging slot."""
 
 _GRANULE_PARTS = (1, 4, 16)
+_MORE_GRANULE_PARTS = (1, 2, 4, 8, 16)
+"""Of usual granules: the sizes among which is chosen, and those where their number counts."""
 
 _REBUILT_LOADS = 4
 """For how many loads' time a granule of X may keep the device busy, where others are streamed."""
@@ -202,6 +204,7 @@ def staging_choices(
     *,
     policy: Policy | None = None,
     pace: Pace,
+    launches_count: bool = False,
 ) -> Iterator[Geometry]:
     """Yield ways to cut the cache among which memory and latencies decide, the largest first.
 
@@ -216,21 +219,26 @@ def staging_choices(
         split: how they are divided over the paths.
         policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
         pace: what the machine asks for.
+        launches_count: whether it matters how many granules there are: there are then halves and
+            eighths, too, and rings of four slots, which leave room for larger ones.
     """
     cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads)
+    parts = _MORE_GRANULE_PARTS if launches_count else _GRANULE_PARTS
     if policy is Policy.KVPR:
         # It attends to K/V after all rebuilding, so that a layer's must all have come by then.
         usual = cut.of(cut.usual_bytes, USUAL_RING_SLOTS)
         slots = math.ceil(cut.layer_bytes / usual.granule_bytes)
         yield cut.of(cut.usual_bytes, min(max(slots, USUAL_RING_SLOTS), MOST_RING_SLOTS))
         yield usual
-    for part in () if policy is Policy.KVPR else _GRANULE_PARTS:
+    for part in () if policy is Policy.KVPR else parts:
         size_bytes = max(cut.usual_bytes / part, min(SMALLEST_GRANULE_BYTES, cut.usual_bytes))
         ahead = math.ceil(pace.ahead_bytes / cut.of(size_bytes, FEWEST_RING_SLOTS).granule_bytes)
         # One slot is read, one is filled, and rebuilding is to be bridged as well.
         needed = 2 + ahead + math.ceil(min(pace.rebuild_loads, _REBUILT_LOADS))
         yield cut.of(size_bytes, min(max(needed, USUAL_RING_SLOTS), MOST_RING_SLOTS))
         yield cut.of(size_bytes, USUAL_RING_SLOTS)
+        if launches_count:
+            yield cut.of(size_bytes, TIGHT_RING_SLOTS)
     smaller = list(geometries(shape, rows, context, split, policy=policy, pace=pace))
     yield [one for one in smaller if one.block_tokens == smaller[0].block_tokens][-1]
     yield smaller[-1]

@@ -90,6 +90,19 @@ class StepEstimate:
             most = max(most, rebuilt * self._profile.h2d_bytes_per_s / x_bytes)
         return most
 
+    def launch_s(self, geometry: Geometry) -> float:
+        """Return how long launching the calls for all granules of a step takes at the least.
+
+        0 on a CPU, where a call is part of its work. On a GPU the work hides it, as long as whoever
+        launches is quick enough.
+        """
+        profile = self._profile
+        if profile.device != "cuda":
+            return 0.0
+        streams, rebuilds, _, _ = self._granules(geometry)
+        attend_s = (profile.attend_call_s or 0.0) + (profile.load_call_s or 0.0)
+        return (streams + rebuilds) * attend_s + rebuilds * (profile.rebuild_call_s or 0.0)
+
     def seconds(self, geometry: Geometry) -> float:
         """Return about how long a step takes where the cache is cut in a given way."""
         profile = self._profile
