@@ -88,6 +88,7 @@ def _paper_throughput(model: str, prompt_len: int) -> Case:
         rivals=(),
         gpu_memory="24GiB",
         weights_on_host=1.0,
+        rounds=1,
     )
 
 

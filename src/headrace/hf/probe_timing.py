@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 
 REPEATS = 7
-WAIT_S = 0.003
-"""A wait in which a CPU's idle threads fall asleep."""
+WAIT_S = 0.02
+"""A wait as long as a layer's for an emulated link: a CPU's threads fall asleep, its caches cool."""
 
 
 def median_s(
