@@ -12,7 +12,7 @@ import torch
 
 REPEATS = 7
 WAIT_S = 0.02
-"""A wait as long as a layer's for an emulated link: a CPU's threads fall asleep, its caches cool."""
+"""About as long as a layer waits for an emulated link: threads fall asleep, caches cool."""
 
 
 def median_s(
