@@ -43,7 +43,7 @@ def machine_profile(
     Args:
         model: on the device that is to be measured.
         emulate: a published machine that is emulated, or None.
-        quick: measure in under 10 s.
+        quick: measure the machine itself in under 10 s; the model's own figures come on top.
         progress: is called with a line of text for each figure.
     """
     placed = placed_weights(model)
