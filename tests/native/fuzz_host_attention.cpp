@@ -118,23 +118,34 @@ bool refuses(headrace_pool* pool, Random random) {
   bool all = headrace_attend(nullptr, &good.call) == HEADRACE_BAD_CALL &&
              headrace_attend(pool, nullptr) == HEADRACE_BAD_CALL;
   for (const auto& one : bad) all &= headrace_attend(pool, &one) == HEADRACE_BAD_CALL;
-  return all && !headrace_pool_create(0, "portable") && !headrace_pool_create(1, "none");
+  return all && !headrace_pool_create(0, "portable") && !headrace_pool_create(1, "none") &&
+         !headrace_pool_create_of(2, "portable", nullptr);
 }
 
-// Two callers share each of two pools, with a lane and a reader beside them.
+// A team as OpenMP's, of threads that are new each time.
+void team(void (*work)(void*), void* context, unsigned threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back(work, context);
+  work(context);
+  for (auto& other : others) other.join();
+}
+
+// Two callers share each of three pools, with lanes and a reader beside them.
 bool fuzz_variant(const std::string& variant, double seconds, uint64_t seed) {
   const auto end =
       Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-  headrace_pool* pools[2] = {headrace_pool_create(3, variant.c_str()),
-                             headrace_pool_create(1, variant.c_str())};
+  constexpr uint64_t kPools = 3;
+  headrace_pool* pools[kPools] = {headrace_pool_create(3, variant.c_str()),
+                                  headrace_pool_create(1, variant.c_str()),
+                                  headrace_pool_create_of(3, variant.c_str(), team)};
   using Work = long (*)(headrace_pool*, Random, Clock::time_point);
-  constexpr Work kWorks[] = {call, call, call, call, push, read};
+  constexpr Work kWorks[] = {call, call, call, call, call, call, push, push, read};
   constexpr uint64_t kCallers = sizeof(kWorks) / sizeof(Work);
   long calls[kCallers], all = 0;
   std::vector<std::thread> callers;
   for (uint64_t i = 0; i < kCallers; ++i) {
     callers.emplace_back(
-        [&, i] { calls[i] = kWorks[i](pools[i % 2], Random(kCallers * seed + i), end); });
+        [&, i] { calls[i] = kWorks[i](pools[i % kPools], Random(kCallers * seed + i), end); });
   }
   for (auto& caller : callers) caller.join();
   bool good = refuses(pools[0], Random(seed));

@@ -200,15 +200,13 @@ class FlatCache:
         assert self._step is not None
         keys, values, place = self._keys[layer], self._values[layer], self._step.place
         rows, heads, _, width = query.shape
-        new_keys, new_values = keys, values
-        if rows != len(keys):
-            new_keys, new_values = keys[self._step.rows], values[self._step.rows]
-        if isinstance(place, int):
-            new_keys.narrow(2, place, 1).copy_(key)
-            new_values.narrow(2, place, 1).copy_(value)
-        else:
-            new_keys.scatter_(2, place.expand(key.shape), key)
-            new_values.scatter_(2, place.expand(value.shape), value)
+        for buffer, new in ((keys, key), (values, value)):
+            if place is None:
+                targets = self._step.targets(key.shape[1])
+                buffer.view(-1, width).index_copy_(0, targets, new.reshape(-1, width))
+            else:
+                taking = buffer if rows == len(buffer) else buffer[self._step.rows]
+                taking.narrow(2, place, 1).copy_(new)
         grouped = query.reshape(rows, key.shape[1], -1, width)
         output = self._step.attend(grouped, keys, values, scoring)
         return output.reshape(rows, 1, heads, width)

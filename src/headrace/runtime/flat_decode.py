@@ -1,104 +1,41 @@
 """A decode step over rows that lie contiguous on the device: one new token a row.
 
-Torch's attention takes all rows at once, with a bias where they differ. On a GPU the kernels for
-pages do better: they read no place past a row's end, and torch may choose a kernel of a library
-that takes a millisecond to set up for every new length. They know where a page is by one stride.
-With that of a token, a page may begin at any token of any row's any head; so rows are divided into
-pieces, which are attended to as they lie.
+Torch's attention takes all rows at once, with a bias where they differ. Kernels of our own do
+better, for they read no place past a row's end. On a GPU they are those for pages, which see the
+rows in pieces (``flat_pieces``); torch may choose a kernel of a library that takes a millisecond to
+set up for every new length. On a CPU they are the native ones, to which a row is one long page.
 
 Shape suffixes: B rows, H key/value heads, G queries per key/value head, C places of a row, D head
-width, E pieces, T tokens of a piece, N pieces of a row.
+width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import ModuleType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.runtime.attention import (
-    EntryTable,
-    Partial,
-    Scoring,
-    attend,
-    empty_partial,
-    normalised,
-)
+from headrace.runtime.attention import Partial, Scoring, attend, empty_partial, normalised
+from headrace.runtime.flat_pieces import PIECE_TOKENS, Pieces, as_pieces
 from headrace.runtime.gpu_kernels import kernels_for
+from headrace.runtime.host_attention import TORCH, HostAttention
+from headrace.runtime.host_entries import DTYPES, LayerPages, RowEntries
 
-PIECE_TOKENS = 128
-"""Tokens of a piece, where there is room for the results of so many pieces."""
+_LEAST_NATIVE_BYTES = 1 << 20
+"""Keys and values of a layer from which the native kernel is faster than one call of torch's."""
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """Some rows, divided into pieces.
-
-    Attributes:
-        tokens: of a piece.
-        rows_E: int64; the row of each piece, counted from the first that takes part.
-        begins_E: int64; the first token of each in its row.
-        visible_ET: bool; which tokens are seen.
-        table: the pieces of each row.
-    """
-
-    tokens: int
-    rows_E: Tensor
-    begins_E: Tensor
-    visible_ET: Tensor
-    table: EntryTable
-
-    @classmethod
-    def of(
-        cls, ends: Sequence[int], hidden: Sequence[set[int]], tokens: int, device: torch.device
-    ) -> Pieces:
-        """Divide rows into pieces.
-
-        Args:
-            ends: tokens of each row.
-            hidden: those of them that nobody sees.
-            tokens: of a piece.
-            device: where the tensors go.
-        """
-        lengths = np.asarray(ends, dtype=np.int64)
-        counts = np.maximum(-(-lengths // tokens), 1)
-        firsts = np.cumsum(counts) - counts
-        rows = np.repeat(np.arange(len(ends)), counts)
-        begins = (np.arange(len(rows)) - firsts[rows]) * tokens
-        # The last piece of a row may end past its room; what is past its end is not read.
-        visible = begins[:, None] + np.arange(tokens) < lengths[rows, None]
-        for row, some in enumerate(hidden):
-            for token in some:
-                visible[firsts[row] + token // tokens, token % tokens] = False
-        place_N1 = np.arange(counts.max())[:, None]
-        missing = place_N1 >= counts
-
-        def on_device(values: NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
-            return torch.from_numpy(values).to(device, non_blocking=True)
-
-        return cls(
-            tokens,
-            on_device(rows),
-            on_device(begins),
-            on_device(visible),
-            EntryTable(
-                on_device(np.where(missing, 0, firsts + place_N1)),
-                on_device(missing) if missing.any() else None,
-            ),
-        )
-
-    @property
-    def count(self) -> int:
-        """Pieces of all rows."""
-        return self.rows_E.shape[0]
+@lru_cache(maxsize=4)
+def native_kernel(threads: int) -> HostAttention | None:
+    """Return what attends to contiguous rows with torch's threads, or None where it is not had."""
+    attention = HostAttention(threads, of_torch=True)
+    return None if attention.variant == TORCH else attention
 
 
 class DecodeStep:
@@ -126,12 +63,10 @@ class DecodeStep:
     ) -> None:
         self.rows = slice(rows.start, rows.stop)
         self.length = max(ends)
-        alike = len(set(first_tokens)) == 1
-        self.place: int | Tensor = first_tokens[0]
-        """Where new tokens go: a number, or int64 ``[B, 1, 1, 1]`` if rows differ."""
-        if not alike:
-            index = torch.tensor(first_tokens, dtype=torch.int64)
-            self.place = index.to(device, non_blocking=True).view(-1, 1, 1, 1)
+        self._tokens = sum(ends)
+        self.place = first_tokens[0] if len(set(first_tokens)) == 1 else None
+        """Where each row's new token goes, or None if rows differ."""
+        self._first_tokens = first_tokens
         self._ends = ends
         self._hidden = hidden
         self._places = places
@@ -140,7 +75,23 @@ class DecodeStep:
         self._made_bias: Tensor | None = None
         self._made_pieces: Pieces | None = None
         self._pages: dict[int, Tensor] = {}
+        self._targets: dict[int, Tensor] = {}
         self._room: dict[tuple[int, ...], Partial] = {}
+
+    def targets(self, heads: int) -> Tensor:
+        """Return where new tokens go in a buffer seen as ``[rows * H * C, D]``: int64 ``[B * H]``.
+
+        Args:
+            heads: H of the buffer.
+        """
+        known = self._targets.get(heads)
+        if known is None:
+            row_B1 = np.arange(self.rows.start, self.rows.stop)[:, None]
+            token_B1 = np.asarray(self._first_tokens)[:, None]
+            place_BH = (row_B1 * heads + np.arange(heads)) * self._places + token_B1
+            index = torch.from_numpy(place_BH.ravel())
+            known = self._targets[heads] = index.to(self._device, non_blocking=True)
+        return known
 
     def attend(self, grouped: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         """Attend each row's queries to the row.
@@ -157,6 +108,9 @@ class DecodeStep:
         kernels = kernels_for(grouped)
         if kernels is not None:
             return self.attend_pieces(kernels, grouped, keys, values, scoring)
+        native = self._native_for(keys)
+        if native is not None:
+            return self.attend_native(native, grouped, keys, values, scoring)
         if len(grouped) != len(keys):
             keys, values = keys[self.rows], values[self.rows]
         keys, values = keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
@@ -189,6 +143,43 @@ class DecodeStep:
             bias = torch.zeros_like(self._visible, dtype=dtype)
             self._made_bias = bias.masked_fill_(~self._visible, -math.inf)
         return self._made_bias
+
+    def _native_for(self, keys: Tensor) -> HostAttention | None:
+        """Return the native kernel if it is to be used for a layer, else None."""
+        if keys.is_cuda or keys.dtype not in DTYPES:
+            return None
+        _, heads, _, width = keys.shape
+        if 2 * self._tokens * heads * width * keys.element_size() < _LEAST_NATIVE_BYTES:
+            return None
+        return native_kernel(torch.get_num_threads())
+
+    def attend_native(
+        self,
+        native: HostAttention,
+        grouped: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scoring: Scoring,
+    ) -> Tensor:
+        """Do so by the native kernel."""
+        shape = tuple(grouped.shape)
+        room = self._room.get(shape)
+        if room is None:
+            room = self._room[shape] = empty_partial(shape)
+        pages = LayerPages.of([keys], [values])
+        part = native.attend(grouped.contiguous(), pages, self._entries, scoring, room)
+        return normalised(part, grouped.dtype)
+
+    @cached_property
+    def _entries(self) -> RowEntries:
+        """Each row as one page of the buffer."""
+        seen = None
+        if any(self._hidden):
+            seen = np.ones((len(self._ends), self.length), dtype=np.bool_)
+            for row, tokens in enumerate(self._hidden):
+                seen[row, list(tokens)] = False
+        rows = np.arange(len(self._ends))
+        return RowEntries.of(len(rows), rows, rows + self.rows.start, self._ends, seen)
 
     def attend_pieces(
         self, kernels: ModuleType, grouped: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
@@ -240,12 +231,3 @@ class DecodeStep:
             known = pieces.rows_E * (heads * self._places) + pieces.begins_E + first
             self._pages[heads] = known
         return known
-
-
-def as_pieces(buffer: Tensor, tokens: int) -> Tensor:
-    """Return a buffer ``[rows, H, C, D]`` as the kernels see pieces of it, ``[1, H, T, D]``.
-
-    Page n of it begins n tokens after the first.
-    """
-    _, heads, places, width = buffer.shape
-    return buffer.as_strided((1, heads, tokens, width), (width, places * width, width, 1))

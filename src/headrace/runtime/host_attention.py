@@ -35,6 +35,7 @@ from headrace.runtime.native.library import (
     NativeUnavailableError,
     asked_variant,
     runnable_variants,
+    torch_team,
 )
 from headrace.runtime.native_lane import NativeLane, PreparedCall
 
@@ -43,7 +44,7 @@ TORCH = "torch"
 
 
 class HostAttention:
-    """Attends on the CPU, with threads of its own that sleep between calls.
+    """Attends on the CPU, with threads of its own that sleep between calls, or with torch's.
 
     The first one of a process may build the native library, which takes some seconds. Calls are
     synchronous, may come from any thread, and take turns; the interpreter's lock is free meanwhile.
@@ -54,6 +55,8 @@ class HostAttention:
             cores.
         variant: ``amx_bf16``, ``avx512_bf16``, ``avx512``, ``avx2``, ``portable``, or ``off`` for
             torch; by default ``$HEADRACE_NATIVE``, else the best that this machine runs.
+        of_torch: whether torch's threads attend, if they are OpenMP's: for a caller in turn with
+            whose calls torch uses the same cores. Its threads, still awake, keep others from them.
 
     Attributes:
         threads: as above.
@@ -64,7 +67,9 @@ class HostAttention:
         ConfigurationError: ``threads`` or the variant is not allowed, or not had here.
     """
 
-    def __init__(self, threads: int | None = None, variant: str | None = None) -> None:
+    def __init__(
+        self, threads: int | None = None, variant: str | None = None, *, of_torch: bool = False
+    ) -> None:
         self.threads = _usual_threads() if threads is None else threads
         if self.threads < 1:
             raise ConfigurationError(f"threads is {threads}; it must be at least 1")
@@ -72,6 +77,7 @@ class HostAttention:
         self._library: ctypes.CDLL | None = None
         self._finalizer: weakref.finalize[..., Any]
         asked = asked_variant(variant)
+        team = torch_team() if of_torch else None
         try:
             if asked == OFF:
                 raise NativeUnavailableError("the native library is switched off")
@@ -86,7 +92,11 @@ class HostAttention:
             self._finalizer = weakref.finalize(self, _nothing)
             return
         self.variant = _chosen(asked, runnable_variants(self._library))
-        self._pool = self._library.headrace_pool_create(self.threads, self.variant.encode())
+        created = self.threads, self.variant.encode()
+        if team is None:
+            self._pool = self._library.headrace_pool_create(*created)
+        else:
+            self._pool = self._library.headrace_pool_create_of(*created, team)
         if not self._pool:
             raise ConfigurationError(
                 f"threads is {self.threads}; the system does not grant so many, choose fewer"

@@ -8,11 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.host_attention_support import DTYPES, needs_native
 
 from headrace.runtime.attention import Scoring, attend, normalised
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.flat import FlatCache
-from headrace.runtime.flat_decode import DecodeStep, Pieces, as_pieces
+from headrace.runtime.flat_decode import DecodeStep, native_kernel
+from headrace.runtime.flat_pieces import Pieces, as_pieces
+from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.store import LayerWidths
 
 CPU = torch.device("cpu")
@@ -90,7 +93,7 @@ rows_of_tokens = st.lists(st.integers(1, PLACES - 1), min_size=1, max_size=5)
     softcap=st.sampled_from([None, 5.0]),
     workspace=st.sampled_from([1, 1 << 28]),
 )
-def test_both_ways_attend_to_what_each_row_sees(ends, first_row, hide, softcap, workspace):
+def test_all_ways_attend_to_what_each_row_sees(ends, first_row, hide, softcap, workspace):
     torch.manual_seed(0)
     rows, scoring = len(ends), Scoring(WIDTH**-0.5, softcap)
     keys, values = torch.randn(2, first_row + rows, HEADS, PLACES, WIDTH)
@@ -111,6 +114,32 @@ def test_both_ways_attend_to_what_each_row_sees(ends, first_row, hide, softcap, 
     pieces = step.attend_pieces(PagesByTorch, query, keys, values, scoring)
     assert (plain - expected).abs().max() < 1e-5
     assert (pieces - expected).abs().max() < 1e-5
+    native = native_kernel(2)
+    if native is not None:
+        found = step.attend_native(native, query, keys, values, scoring)
+        assert (found - expected).abs().max() < 1e-5
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ends", [[3000, 17, 2500], [30, 17, 20]], ids=["much", "little"])
+def test_the_native_kernel_attends_where_there_is_much_to_read(dtype, ends, monkeypatch):
+    torch.manual_seed(0)
+    places, scoring, calls = 4096, Scoring(WIDTH**-0.5), []
+    keys, values = torch.randn(2, 4, HEADS, places, WIDTH).to(dtype)
+    query = torch.randn(3, HEADS, GROUP, WIDTH).to(dtype)
+    attend_native = HostAttention.attend
+    monkeypatch.setattr(
+        HostAttention, "attend", lambda *given: calls.append(1) or attend_native(*given)
+    )
+    hidden, first = [set(), {3}, set(range(10))], [end - 1 for end in ends]
+    step = DecodeStep(range(1, 4), first, ends, hidden, places, CPU, 1 << 28)
+    found = step.attend(query, keys, values, scoring)
+    assert len(calls) == (2 * sum(ends) * HEADS * WIDTH * dtype.itemsize >= 1 << 20)
+    seen = [[at for at in range(end) if at not in hidden[row]] for row, end in enumerate(ends)]
+    expected = exact(query, keys[1:], values[1:], seen, scoring)
+    bound = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    assert (found - expected).abs().max() < bound
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 16, 50])

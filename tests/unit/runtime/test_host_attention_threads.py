@@ -11,6 +11,7 @@ import torch
 from tests.host_attention_errors import assert_small
 from tests.host_attention_support import CORES, DTYPES, NATIVE, make_case, needs_native
 
+from headrace.runtime import host_attention
 from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.native.library import LOADER
 
@@ -30,6 +31,46 @@ def test_any_number_of_threads(threads):
                     assert torch.equal(again.output, first.output)
                     assert torch.equal(again.maximum, first.maximum)
                     assert torch.equal(again.total, first.total)
+
+
+@needs_native
+@pytest.mark.parametrize("threads", range(1, CORES + 2))
+def test_threads_of_torch_attend_too(threads):
+    """Results are those of own threads, also for several callers and beside torch's products."""
+    left, right = torch.randn(2, 200, 200)
+    product = left @ right
+    for variant in NATIVE:
+        with (
+            HostAttention(threads, variant) as own,
+            HostAttention(threads, variant, of_torch=True) as attention,
+        ):
+            case = make_case((5000, 3, 700, 1), grouped=4)
+            expected = case.attend(own)
+            wrong = []
+
+            def call(case=case, attention=attention, expected=expected, wrong=wrong):
+                for _ in range(20):
+                    found = case.attend(attention)
+                    if not (
+                        torch.equal(found.output, expected.output)
+                        and torch.equal(left @ right, product)
+                    ):
+                        wrong.append(found)
+
+            callers = [threading.Thread(target=call) for _ in range(2)]
+            for caller in callers:
+                caller.start()
+            for caller in callers:
+                caller.join()
+            assert not wrong
+
+
+@needs_native
+def test_without_openmp_its_own_threads_attend(monkeypatch):
+    monkeypatch.setattr(host_attention, "torch_team", lambda: None)
+    with HostAttention(2, of_torch=True) as attention:
+        case = make_case((300, 10), grouped=2)
+        assert_small(case, case.attend(attention))
 
 
 def test_callers_on_several_threads_take_turns(attention):
@@ -87,6 +128,7 @@ import os, sys, torch
 torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
 from tests.host_attention_errors import assert_small
 from tests.host_attention_support import make_case
+from headrace.runtime import host_attention
 from headrace.runtime.host_attention import HostAttention
 case = make_case((3000,), grouped=2)
 attention = HostAttention(threads=3)

@@ -80,6 +80,8 @@ using namespace headrace;
 struct headrace_pool {
   headrace_pool(int threads, const Variant& chosen)
       : variant(chosen), pool(threads), scratch(static_cast<size_t>(threads)) {}
+  headrace_pool(int threads, const Variant& chosen, headrace_team team)
+      : variant(chosen), pool(threads, team), scratch(static_cast<size_t>(threads)) {}
 
   const Variant& variant;
   Pool pool;
@@ -364,6 +366,16 @@ headrace_pool* headrace_pool_create(int threads, const char* variant) {
   if (!chosen || threads < 1) return nullptr;
   try {
     return new headrace_pool(threads, *chosen);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+headrace_pool* headrace_pool_create_of(int threads, const char* variant, headrace_team team) {
+  const Variant* chosen = find_variant(variant);
+  if (!chosen || threads < 1 || !team) return nullptr;
+  try {
+    return new headrace_pool(threads, *chosen, team);
   } catch (const std::exception&) {
     return nullptr;
   }

@@ -75,6 +75,16 @@ HEADRACE_API const char* headrace_variants(void);
 // headrace_attend works too, so that the pool itself starts threads - 1.
 HEADRACE_API headrace_pool* headrace_pool_create(int threads, const char* variant);
 
+// Runs work(context) on so many threads at once, the caller's among them, or on fewer, and returns
+// when all have returned. OpenMP's GOMP_parallel is one, with flags 0.
+typedef void (*headrace_team)(void (*work)(void* context), void* context, unsigned threads,
+                              unsigned flags);
+
+// As headrace_pool_create, with a team's threads: those that the caller has at hand, and that are
+// awake where it has just used them, instead of others that contend with them for the cores.
+HEADRACE_API headrace_pool* headrace_pool_create_of(int threads, const char* variant,
+                                                    headrace_team team);
+
 // Ends the threads, after a call that is under way. No other may come.
 HEADRACE_API void headrace_pool_destroy(headrace_pool* pool);
 

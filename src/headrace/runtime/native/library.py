@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from headrace.errors import ConfigurationError
 from headrace.runtime.native import build
 
@@ -71,6 +73,15 @@ STATUS = {
     4: "an earlier layer failed, or the cache was closed",
 }
 """What a ``headrace_status`` other than 0 says."""
+
+
+def torch_team() -> ctypes.c_void_p | None:
+    """Return OpenMP's function that runs work on torch's threads, or None where torch has none."""
+    try:
+        function = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    return ctypes.cast(function, ctypes.c_void_p)
 
 
 def asked_variant(variant: str | None = None) -> str | None:
@@ -158,6 +169,8 @@ def _open(path: Path) -> ctypes.CDLL | None:
     library.headrace_variants.restype = ctypes.c_char_p
     library.headrace_pool_create.restype = ctypes.c_void_p
     library.headrace_pool_create.argtypes = [ctypes.c_int, ctypes.c_char_p]
+    library.headrace_pool_create_of.restype = ctypes.c_void_p
+    library.headrace_pool_create_of.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
     library.headrace_pool_destroy.restype = None
     library.headrace_pool_destroy.argtypes = [ctypes.c_void_p]
     library.headrace_attend.argtypes = [ctypes.c_void_p, ctypes.POINTER(Call)]

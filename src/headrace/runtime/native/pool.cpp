@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "pause.h"
 
 namespace headrace {
@@ -24,6 +26,18 @@ bool holds_soon(int looks, Condition condition) {
   return condition();
 }
 
+// What the threads of a team are told, who do not know which of them they are.
+struct Share {
+  void (*work)(void*, int);
+  void* context;
+  std::atomic<int> next{0};
+};
+
+void work_on(void* share) {
+  auto* mine = static_cast<Share*>(share);
+  mine->work(mine->context, mine->next++);
+}
+
 }  // namespace
 
 Pool::Pool(int threads) : threads_(threads), process_(getpid()) {
@@ -36,6 +50,8 @@ Pool::Pool(int threads) : threads_(threads), process_(getpid()) {
     throw;
   }
 }
+
+Pool::Pool(int threads, Team team) : team_(team), threads_(threads), process_(getpid()) {}
 
 Pool::~Pool() { stop(); }
 
@@ -51,10 +67,15 @@ void Pool::stop() {
 }
 
 void Pool::run(void (*work)(void*, int), void* context, int64_t most) {
-  work_ = work;
-  context_ = context;
   // In a forked process nobody else works, and what the others' state was is as it was.
   const bool alone = is_forked();
+  if (team_ && !alone && most > 1 && threads_ > 1) {
+    Share share{work, context};
+    team_(work_on, &share, static_cast<unsigned>(std::min<int64_t>(threads_, most)), 0);
+    return;
+  }
+  work_ = work;
+  context_ = context;
   open_ = true;
   if (!alone && most > 1 && threads_ > 1) wake(most - 1);
   work(context, 0);

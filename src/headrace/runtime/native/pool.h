@@ -1,4 +1,4 @@
-// Threads that are started once and sleep between calls.
+// Threads that work on a call: started once and asleep between calls, or a team of the caller's.
 
 #ifndef HEADRACE_POOL_H
 #define HEADRACE_POOL_H
@@ -12,6 +12,9 @@
 
 namespace headrace {
 
+// Runs work(context) on so many threads, the caller's among them, as OpenMP's GOMP_parallel does.
+using Team = void (*)(void (*work)(void* context), void* context, unsigned threads, unsigned flags);
+
 // Runs work on several threads, the caller's among them.
 //
 // The work is to divide itself, by claiming parts until none is left: a thread that wakes late
@@ -21,6 +24,8 @@ class Pool {
  public:
   // Throws std::system_error where a thread cannot be had.
   explicit Pool(int threads);
+  // Starts no threads: a team works.
+  Pool(int threads, Team team);
   ~Pool();
 
   Pool(const Pool&) = delete;
@@ -42,6 +47,7 @@ class Pool {
   void await_all_left();
   void stop();
 
+  const Team team_ = nullptr;
   const int threads_;
   const int64_t process_;
   std::vector<std::thread> workers_;
