@@ -39,6 +39,7 @@ EXTRA_FIELDS = (
     "h2d_while_attend_bytes_per_s",
     "host_attend_bytes_per_s",
     "host_attend_while_h2d_bytes_per_s",
+    "host_page_s",
     "load_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",

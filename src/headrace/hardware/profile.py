@@ -19,13 +19,17 @@ DEVICES = ("cpu", "cuda")
 _LINK_SHARE = 0.9
 """Most of the host memory's rate that the link takes while the cores read too."""
 
-_DURATIONS = (
+_LATENCIES = (
     "copy_latency_s",
     "launch_latency_s",
     "attend_call_s",
     "load_call_s",
     "rebuild_call_s",
 )
+_DURATIONS = (*_LATENCIES, "host_page_s")
+
+MEASURED_PAGE_TOKENS = 64
+"""Tokens of the pages over which the host's attention is measured."""
 
 UNPACED = "unpaced_"
 """So begin measurements of what an emulation then holds this machine back from."""
@@ -111,6 +115,8 @@ class HardwareProfile:
             way.
         host_attend_bytes_per_s: rate at which the host's attention reads K/V, or None: see
             ``host_attend_rate``.
+        host_page_s: what each page of a head takes the host's attention, while H2D is busy, besides
+            the bytes in it, or None. Its rates have in them what pages of 64 tokens take.
         attend_call_s: what attending to a granule on the device takes, however small it is, or
             None: see ``duration_s``.
         load_call_s: what starting a load takes the thread that launches the device's work, or None.
@@ -157,6 +163,7 @@ class HardwareProfile:
     attend_bytes_per_s: float | None = None
     dense_bytes_per_s: float | None = None
     host_attend_bytes_per_s: float | None = None
+    host_page_s: float | None = None
     attend_call_s: float | None = None
     load_call_s: float | None = None
     rebuild_call_s: float | None = None
@@ -204,7 +211,8 @@ class HardwareProfile:
 
     def without_latencies(self) -> HardwareProfile:
         """Return a profile in which copies, kernels and calls take nothing besides their work."""
-        return replace(self, **dict.fromkeys(_DURATIONS, 0.0))  # type: ignore[arg-type]
+        latencies = dict.fromkeys(_LATENCIES, 0.0)
+        return replace(self, **latencies)  # type: ignore[arg-type]
 
     def with_host_rate(self, ratio: float) -> HardwareProfile:
         """Return a profile whose host's cores attend at so many times their rate, the link's alike.
@@ -217,6 +225,7 @@ class HardwareProfile:
         return replace(
             self,
             host_attend_bytes_per_s=ratio * self.host_attend_rate,
+            host_page_s=None if self.host_page_s is None else self.host_page_s / ratio,
             h2d_while_attend_bytes_per_s=link,
             host_attend_while_h2d_bytes_per_s=None if cores is None else ratio * cores,
         )

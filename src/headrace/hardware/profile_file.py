@@ -16,13 +16,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from headrace.errors import ProfileError
 from headrace.hardware.profile import HardwareProfile
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised when a field is added or changes its meaning."""
 
-READ_VERSIONS = (1, 2, 3)
+READ_VERSIONS = (1, 2, 3, 4)
 """Files of other versions are not read.
 
-1 has no rates of the host's attention beside the link, 2 none of dense work by rows.
+1 has no rates of the host's attention beside the link, 2 none of dense work by rows, 3 nothing of
+what short pages take.
 """
 
 

@@ -20,18 +20,19 @@ from headrace.hardware.emulation import Pace
 from headrace.hardware.probe_bench import uncached_bytes
 from headrace.hardware.probe_device import CpuProbeDevice, ProbeDevice, Work, busy, open_device
 from headrace.hardware.probes import ExtraProbes
-from headrace.hardware.profile import HardwareProfile
+from headrace.hardware.profile import MEASURED_PAGE_TOKENS, HardwareProfile
 from headrace.hf.probe_timing import median_s
 from headrace.model.shape import ModelShape
 from headrace.runtime.attention import Scoring, empty_partial
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
-from headrace.runtime.host_entries import RowEntries
-from headrace.runtime.host_pages import StoreKernel, row_entries
-from headrace.runtime.pages import Page, PageKind, Row
+from headrace.runtime.host_entries import LayerPages, RowEntries
+from headrace.runtime.host_pages import shared_attention
+from headrace.runtime.pages import PageKind
 from headrace.runtime.store import LayerWidths, PageStore
 
-_PAGE_TOKENS = 64
+_PAGE_TOKENS = MEASURED_PAGE_TOKENS
+_SHORT_PAGE_TOKENS = 16
 _CALL_BYTES = 1 << 28
 """Of a call of the kernel at least: half of all pages, so that what a call takes besides is little.
 
@@ -67,11 +68,13 @@ class HostProbes:
 
     def by_name(self) -> ExtraProbes:
         """Return the probes by the fields of a profile that they fill."""
-        return {
+        probes = {
             "host_attend_bytes_per_s": self.attend_rate,
             "host_attend_while_h2d_bytes_per_s": self.attend_rate_beside_link,
             "h2d_while_attend_bytes_per_s": self.link_rate_beside_attention,
         }
+        # In an emulation the cores are held to a rate, whatever pages there are.
+        return probes | {"host_page_s": self.page_s} if self._device.type == "cuda" else probes
 
     def close(self) -> None:
         """Give back the pages; the next figure makes others."""
@@ -94,7 +97,7 @@ class HostProbes:
         with ExitStack() as beside:
             if profile.emulates is not None:
                 beside.enter_context(self._computing())
-            return self._attend_rate()
+            return self._call_bytes / self._call_s(_PAGE_TOKENS)
 
     def attend_rate_beside_link(self, profile: HardwareProfile) -> float:
         """Measure once at which rate the cores attend while the link to the device is busy.
@@ -117,7 +120,19 @@ class HostProbes:
                 pace = Pace(h2d=profile.h2d_bytes_per_s)
                 beside.enter_context(busy(self._link, pace.held(self._copying(chunk), chunk)))
                 beside.enter_context(self._computing())
-            return self._attend_rate()
+            return self._call_bytes / self._call_s(_PAGE_TOKENS)
+
+    def page_s(self, _: HardwareProfile) -> float:
+        """Measure once what a page of a head takes the cores besides, while the link is busy.
+
+        Returns:
+            Seconds, of all cores together; 0 where short pages take no longer.
+        """
+        with busy(self._link, self._copying(_COPY_BYTES)):
+            usual_s, short_s = map(self._call_s, (_PAGE_TOKENS, _SHORT_PAGE_TOKENS))
+        head_tokens = self._call_pages * _PAGE_TOKENS * self._shape.num_kv_heads
+        more_pages = head_tokens * (1 / _SHORT_PAGE_TOKENS - 1 / _PAGE_TOKENS)
+        return max(0.0, short_s - usual_s) / more_pages
 
     def link_rate_beside_attention(self, _: HardwareProfile) -> float:
         """Measure once at which rate large copies reach the device while the cores attend.
@@ -131,12 +146,12 @@ class HostProbes:
             for _ in range(_COPIES_IN_A_ROW):
                 copy()
 
-        with busy(CpuProbeDevice(), self._attending):
+        with busy(CpuProbeDevice(), self._attending[_PAGE_TOKENS]):
             seconds = statistics.median(self._link.seconds(copies) for _ in range(_REPEATS))
         return _COPIES_IN_A_ROW * _COPY_BYTES / seconds
 
-    def _attend_rate(self) -> float:
-        return self._call_pages * self._page_bytes / median_s(self._attending, torch.device("cpu"))
+    def _call_s(self, page_tokens: int) -> float:
+        return median_s(self._attending[page_tokens], torch.device("cpu"))
 
     def _computing(self) -> AbstractContextManager[None]:
         """Keep the cores busy with matrix products of the K/V projections' shape, over a page."""
@@ -159,6 +174,10 @@ class HostProbes:
         size = max(_CALL_BYTES, uncached_bytes(_CALL_BYTES) // 2)
         return max(2 * _ROWS, size // self._page_bytes)
 
+    @property
+    def _call_bytes(self) -> int:
+        return self._call_pages * self._page_bytes
+
     @cached_property
     def _store(self) -> PageStore:
         """Pages of a layer, where and as a cache would have them."""
@@ -178,29 +197,30 @@ class HostProbes:
         return store.pages(PageKind.KV, 0, 0, store.capacity(PageKind.KV))
 
     @cached_property
-    def _attending(self) -> Work:
-        """Work in which the cores attend to pages of a few rows, each time to others."""
-        shape, store = self._shape, self._store
+    def _attending(self) -> dict[int, Work]:
+        """Work in which the cores attend to pages of a few rows, each time to others.
+
+        By the tokens of a page: the same memory is so many short pages, too.
+        """
+        return {tokens: self._attending_to(tokens) for tokens in (_PAGE_TOKENS, _SHORT_PAGE_TOKENS)}
+
+    def _attending_to(self, page_tokens: int) -> Work:
+        shape = self._shape
         size = (_ROWS, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, shape.head_dim)
         query, result = torch.randn(size).to(self._dtype), empty_partial(size)
-        kernel, scoring = StoreKernel(store), Scoring(shape.head_dim**-0.5)
-        count = self._call_pages
+        as_pages = (-1, shape.num_kv_heads, page_tokens, shape.head_dim)
+        keys, values = (part.view(as_pages) for part in self._parts(self._store))
+        pages, scoring = LayerPages.of([keys], [values]), Scoring(shape.head_dim**-0.5)
+        count = self._call_pages * _PAGE_TOKENS // page_tokens
+        rows = np.arange(count) * _ROWS // count
         turns = itertools.cycle(
             [
-                self._entries(range(first, first + count))
-                for first in range(0, store.capacity(PageKind.KV), count)
+                RowEntries.of(_ROWS, rows, first + np.arange(count), np.full(count, page_tokens))
+                for first in range(0, pages.count, count)
             ]
         )
-        return lambda: kernel.attend(0, query, next(turns), scoring, result)
-
-    @staticmethod
-    def _entries(pages: range) -> RowEntries:
-        """Return pages as a few rows see them, each as many as the others."""
-        uses = [
-            (Page(PageKind.KV, number, np.arange(_PAGE_TOKENS)), index * _ROWS // len(pages))
-            for index, number in enumerate(pages)
-        ]
-        return row_entries(uses, [Row() for _ in range(_ROWS)], _PAGE_TOKENS)
+        kernel = shared_attention()
+        return lambda: kernel.attend(query, pages, next(turns), scoring, result)
 
     def _copying(self, size: int) -> Work:
         """Return work that copies ``size`` bytes of the pages to the device, each time others."""

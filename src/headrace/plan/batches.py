@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.hardware.profile import MEASURED_PAGE_TOKENS
 from headrace.plan.granules import GranuleSpec
 from headrace.plan.operations import Kind
 from headrace.plan.policies import Policy
@@ -23,6 +24,7 @@ class BatchWork:
         stores: kind and bytes of each layer's stores.
         device_tokens: for each layer, the tokens that ``ATTEND_NEW`` attends to, summed over rows.
         host_tokens: for each layer, those that the host's cores attend to; empty for none.
+        page_tokens: tokens of a page.
     """
 
     rows: int
@@ -30,6 +32,7 @@ class BatchWork:
     stores: Sequence[Stores]
     device_tokens: Sequence[int]
     host_tokens: Sequence[int] = ()
+    page_tokens: int = MEASURED_PAGE_TOKENS
 
 
 @dataclass(frozen=True)

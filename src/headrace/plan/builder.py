@@ -19,7 +19,7 @@ from headrace.model.cost import (
 )
 from headrace.model.shape import ModelShape
 from headrace.plan.batches import BatchWork, StepOrder
-from headrace.plan.demands import partial_bytes, query_bytes
+from headrace.plan.demands import partial_bytes, query_bytes, short_pages
 from headrace.plan.device_time import PARTIAL_BYTES
 from headrace.plan.granules import GranuleSpec
 from headrace.plan.operations import Kind, Operation, OperationList
@@ -175,7 +175,7 @@ class StepBuilder:
         loads = self._add_loads(layer, granules)
         dense = self._dense if self._dense >= 0 else self._add_dense(layer, batch.rows)
         host_tokens = batch.host_tokens[layer] if batch.host_tokens else 0
-        host = self._add_host(layer, batch.rows, host_tokens, dense) if host_tokens else ()
+        host = self._add_host(layer, batch, host_tokens, dense) if host_tokens else ()
         ready = self._rebuild_waits(granules, loads)
         # While the first load may be under way. In the paper's schedule attention comes at the end.
         attended = -1 if self._serial else self._add_new(layer, batch)
@@ -205,16 +205,18 @@ class StepBuilder:
             lane = _LANES[kind]
             self.operations.add(kind, lane, layer, link_bytes=size_bytes, waits_for=(attended,))
 
-    def _add_host(self, layer: int, rows: int, tokens: int, dense: int) -> tuple[int, ...]:
+    def _add_host(self, layer: int, batch: BatchWork, tokens: int, dense: int) -> tuple[int, ...]:
+        head_tokens = tokens * self._shape.layers[layer].num_kv_heads
         attended = self.operations.add(
             Kind.HOST_ATTEND,
             Lane.HOST_ATTEND,
             layer,
-            link_bytes=rows * self._costs.host_link_bytes,
+            link_bytes=batch.rows * self._costs.host_link_bytes,
             memory_bytes=tokens * self._costs.kv_bytes,
             flops=tokens * self._costs.attend_flops,
             tokens=tokens,
             waits_for=(dense,),
+            short_pages=short_pages(head_tokens, batch.page_tokens),
         )
         return (attended,)
 

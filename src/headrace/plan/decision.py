@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from headrace.hardware.profile import HardwareProfile
@@ -115,7 +115,6 @@ class Decider:
         takes from the tokens.
         """
         estimate = self._estimate(first)
-        price = first.optimum.prices[GPU_MEMORY]
         policy, rows, context = first.policy, self.workload.rows, self.workload.mean_context
         pace = estimate.pace()
         cut, launches = first.split, estimate.launch_s(first.geometry) > 0
@@ -128,14 +127,34 @@ class Decider:
             ),
             choose_geometry(self.shape, rows, context, nominal, 0.0, policy=policy),
         ]
+        solved = self._by_pages(first, choices) if launches else {}
 
         def about_s(geometry: Geometry) -> float:
-            staged = geometry.staging_bytes(self.shape)
-            staged += geometry.tail_bytes(self.shape, self.workload.rows)
+            near = solved.get(geometry.block_tokens, first)
+            estimate, price = self._estimate(near), near.optimum.prices[GPU_MEMORY]
+            more_bytes = self._staged_bytes(geometry) - self._staged_bytes(near.geometry)
             launch_s = _LAUNCH_WEIGHT * estimate.launch_s(geometry)
-            return estimate.seconds(geometry) + launch_s + price * staged
+            return estimate.seconds(geometry) + launch_s + price * more_bytes
 
         return sorted(dict.fromkeys(one for one in choices if one != first.geometry), key=about_s)
+
+    def _by_pages(self, first: Decision, choices: Iterable[Geometry]) -> dict[int, Decision]:
+        """Return, by the tokens of a page, a decision for one way to cut the cache, if it fits.
+
+        Shorter pages leave more of the device's memory to tokens, and keep the cores longer.
+        """
+        solved = {first.geometry.block_tokens: first}
+        for geometry in choices:
+            if geometry.block_tokens not in solved:
+                decided = self.at(first.policy, first.schedule, geometry)
+                if decided.fits:
+                    solved[geometry.block_tokens] = decided
+        return solved
+
+    def _staged_bytes(self, geometry: Geometry) -> int:
+        """Return the device's memory that the way in which the cache is cut takes."""
+        tail_bytes = geometry.tail_bytes(self.shape, self.workload.rows)
+        return geometry.staging_bytes(self.shape) + tail_bytes
 
     def at(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Decision:
         """Return the best decision for a cache that is cut in a given way.
@@ -221,6 +240,7 @@ class Decider:
             serial=policy is Policy.KVPR
             and (schedule is Schedule.ROW or self.workload.batches == 1),
             communication_s=self.options.communication_s,
+            page_tokens=geometry.block_tokens,
         )
 
     def paths(self, policy: Policy) -> tuple[str, ...]:

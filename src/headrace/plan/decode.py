@@ -112,7 +112,8 @@ def _batch_work(work: DecodeWork, rows: int, policy: Policy) -> BatchWork:
         stores.append(((Kind.STORE_KV, rows * kv_bytes_per_token(layer)),) if store else ())
         device_tokens.append(rows * (1 + (window if windowed else on_device)))
         host_tokens.append(0 if windowed else hosted * geometry.block_tokens)
-    return BatchWork(rows, by_layer, stores, device_tokens, host_tokens if hosted else ())
+    hosts = host_tokens if hosted else ()
+    return BatchWork(rows, by_layer, stores, device_tokens, hosts, geometry.block_tokens)
 
 
 def _window(shape: ModelShape, context: int) -> int:

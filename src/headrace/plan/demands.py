@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from headrace.hardware.profile import HardwareProfile
+from headrace.hardware.profile import MEASURED_PAGE_TOKENS, HardwareProfile
 from headrace.model.cost import (
     activation_bytes_per_token,
     all_layers_weight_bytes,
@@ -126,10 +126,21 @@ def _host(
 
 
 def host_attention(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:
-    """Yield κc/B_host."""
+    """Yield κc/B_host, and what short pages take."""
     for name, group, tokens in work.columns("host"):
-        size_bytes = tokens * kv_bytes_per_token(group.shape)
-        yield Term(name, Rate.HOST, size_bytes / profile.host_attend_rate)
+        read_s = tokens * kv_bytes_per_token(group.shape) / profile.host_attend_rate
+        pages = short_pages(tokens * group.shape.num_kv_heads, work.page_tokens)
+        yield Term(name, Rate.HOST, read_s + pages * (profile.host_page_s or 0.0))
+
+
+def short_pages(head_tokens: float, page_tokens: int) -> float:
+    """Return how many more pages the host's attention has to open than such as it is measured with.
+
+    Args:
+        head_tokens: tokens that it attends to, times key/value heads.
+        page_tokens: tokens of a page.
+    """
+    return max(0.0, head_tokens * (1 / page_tokens - 1 / MEASURED_PAGE_TOKENS))
 
 
 def host_rate(
@@ -154,8 +165,11 @@ def host_rate(
     )
     if not cores_s:
         return profile.host_attend_rate
-    busy_s = Sharing(profile).cores_s(link_s, cores_s, alone_s)
-    return profile.host_attend_rate * cores_s / busy_s
+    size_bytes = sum(
+        tokens * kv_bytes_per_token(group.shape) * values.get(name, 0.0)
+        for name, group, tokens in work.columns("host")
+    )
+    return size_bytes / Sharing(profile).cores_s(link_s, cores_s, alone_s)
 
 
 def _host_results(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:

@@ -220,7 +220,8 @@ def staging_choices(
         policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
         pace: what the machine asks for.
         launches_count: whether it matters how many granules there are: there are then halves and
-            eighths, too, and rings of four slots, which leave room for larger ones.
+            eighths, too, rings of four slots, and shorter pages, all of which leave room for larger
+            ones.
     """
     cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads)
     parts = _MORE_GRANULE_PARTS if launches_count else _GRANULE_PARTS
@@ -238,7 +239,8 @@ def staging_choices(
         yield cut.of(size_bytes, min(max(needed, USUAL_RING_SLOTS), MOST_RING_SLOTS))
         yield cut.of(size_bytes, USUAL_RING_SLOTS)
         if launches_count:
-            yield cut.of(size_bytes, TIGHT_RING_SLOTS)
+            for block_tokens in _blocks_down_from(usual_block_tokens(context)):
+                yield cut.of(size_bytes, TIGHT_RING_SLOTS, block_tokens)
     smaller = list(geometries(shape, rows, context, split, policy=policy, pace=pace))
     yield [one for one in smaller if one.block_tokens == smaller[0].block_tokens][-1]
     yield smaller[-1]
@@ -301,6 +303,13 @@ def usual_block_tokens(context: int) -> int:
     while block_tokens > SMALLEST_BLOCK_TOKENS and block_tokens > LARGEST_TAIL_SHARE * context:
         block_tokens //= 2
     return block_tokens
+
+
+def _blocks_down_from(block_tokens: int) -> Iterator[int]:
+    """Yield a number of tokens of a page, and all smaller ones."""
+    while block_tokens >= SMALLEST_BLOCK_TOKENS:
+        yield block_tokens
+        block_tokens //= 2
 
 
 def granule_sizes(pages: int, most: int) -> list[int]:

@@ -73,6 +73,8 @@ class Operation:
         waits_for: indices of operations of this program that must have finished. That a load may
             only refill a slot when the last reader of load ``n - S`` has finished is a property of
             the ring, and not listed here: who runs the program adds it.
+        short_pages: for ``HOST_ATTEND``, how many more pages its heads have than if each had 64
+            tokens.
     """
 
     index: int
@@ -89,6 +91,7 @@ class Operation:
     fixed_s: float = 0.0
     is_short: bool = False
     waits_for: tuple[int, ...] = ()
+    short_pages: float = 0.0
 
 
 class OperationList(list[Operation]):
@@ -109,6 +112,7 @@ class OperationList(list[Operation]):
         fixed_s: float = 0.0,
         is_short: bool = False,
         waits_for: tuple[int, ...] = (),
+        short_pages: float = 0.0,
     ) -> int:
         """Append an operation (see ``Operation``) and return its index."""
         index = len(self)
@@ -128,6 +132,7 @@ class OperationList(list[Operation]):
                 fixed_s,
                 is_short,
                 waits_for,
+                short_pages,
             )
         )
         return index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from headrace.hardware.profile import MEASURED_PAGE_TOKENS
 from headrace.model.shape import ModelShape
 from headrace.plan.batches import BatchWork, StepOrder, Stores
 from headrace.plan.builder import StepBuilder
@@ -36,6 +37,7 @@ def build_program(
     *,
     device_tokens: Sequence[int] | None = None,
     host_tokens: Sequence[int] = (),
+    page_tokens: int = MEASURED_PAGE_TOKENS,
     layer_weights: tuple[int, ...] = (),
 ) -> Program:
     """Return the program of one step of one batch.
@@ -51,6 +53,7 @@ def build_program(
         device_tokens: for each layer, the tokens that ``ATTEND_NEW`` attends to, summed over rows;
             by default the step's own.
         host_tokens: for each layer, those that the host's cores attend to; empty for none.
+        page_tokens: tokens of a page.
         layer_weights: bytes of each layer's weights that are brought in; empty for none.
     """
     if len(layers) != shape.num_layers:
@@ -63,6 +66,7 @@ def build_program(
         none if stores is None else stores,
         own if device_tokens is None else device_tokens,
         host_tokens,
+        page_tokens,
     )
     order = StepOrder(policy, ring_slots, layer_weights=layer_weights)
     return build_step(shape, [work], q_len, order)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from headrace.hardware.profile import MEASURED_PAGE_TOKENS
 from headrace.model.shape import LayerGroup, ModelShape
 
 PATHS = ("resident", "stream", "recompute", "host")
@@ -36,6 +37,7 @@ class StepWork:
         batches: groups in which the rows are worked on.
         schedule: the order, where there are several.
         serial: whether it is the paper's schedule, without look-ahead.
+        page_tokens: tokens of a page.
         communication_s: seconds that the device spends on exchanging results with others.
     """
 
@@ -47,6 +49,7 @@ class StepWork:
     schedule: Schedule = Schedule.ROW
     serial: bool = False
     communication_s: float = 0.0
+    page_tokens: int = MEASURED_PAGE_TOKENS
 
     @property
     def passes(self) -> int:

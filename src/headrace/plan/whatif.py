@@ -118,7 +118,10 @@ def _changes(decider: Decider) -> Iterator[tuple[str, Decider]]:
 
 
 def scaled(profile: HardwareProfile, names: tuple[str, ...], factor: float) -> HardwareProfile:
-    """Return a profile with some of its rates multiplied."""
+    """Return a profile with some of its rates multiplied.
+
+    What short pages take the host's cores goes with their rate.
+    """
     changes: dict[str, object] = {}
     for name in names:
         value = getattr(profile, name)
@@ -128,4 +131,6 @@ def scaled(profile: HardwareProfile, names: tuple[str, ...], factor: float) -> H
             changes[name] = tuple((size, rate * factor) for size, rate in value)
         elif value is not None:
             changes[name] = {key: rate * factor for key, rate in value.items()}
+    if "host_attend_bytes_per_s" in names and profile.host_page_s is not None:
+        changes["host_page_s"] = profile.host_page_s / factor
     return replace(profile, **changes)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
     Transfers take bytes / rate. Compute takes max(FLOPs / GEMM rate, bytes / memory rate), where
     the memory rate is that of attention, of dense decode work, or of the device's memory. The GEMM
     rate of a rebuild is the measured one of rebuilding, where there is one. The host's attention
-    takes bytes / its rate, and the transfers of queries and results.
+    takes bytes / its rate, what short pages take, and the transfers of queries and results.
     """
     if op.kind in _LOADS:
         return op.link_bytes / profile.h2d_bytes_per_s
@@ -32,7 +32,7 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
         return op.link_bytes / profile.d2h_bytes_per_s
     if op.kind is Kind.HOST_ATTEND:
         slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
-        return op.memory_bytes / profile.host_attend_rate + op.link_bytes / slower
+        return _reading_s(op, profile) + op.link_bytes / slower
     memory_bytes_per_s = profile.device_bytes_per_s
     if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
         memory_bytes_per_s = profile.attend_rate
@@ -41,6 +41,12 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
     is_rebuild = op.kind is Kind.REBUILD
     flops_per_s = profile.rebuild_rate(dtype) if is_rebuild else profile.gemm_rate(dtype)
     return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s) + op.fixed_s
+
+
+def _reading_s(op: Operation, profile: HardwareProfile) -> float:
+    """Return the seconds for which the host's attention reads keys and values."""
+    pages_s = op.short_pages * (profile.host_page_s or 0.0)
+    return op.memory_bytes / profile.host_attend_rate + pages_s
 
 
 def operation_s(op: Operation, profile: HardwareProfile, dtype: str) -> float:
@@ -109,7 +115,7 @@ def _totals(
         if op.lane is Lane.COMPUTE and op.index not in hidden:
             idle_s += seconds
         elif op.lane is Lane.HOST_ATTEND:
-            read_s = op.memory_bytes / profile.host_attend_rate
+            read_s = _reading_s(op, profile)
             cores_s, idle_s = cores_s + read_s, idle_s + seconds - read_s
     del totals[Resource.HOST]
     return {resource.value: seconds for resource, seconds in totals.items()}, cores_s, idle_s

@@ -203,6 +203,7 @@ class ProgramMaker:
             [stores if is_paged else () for is_paged in paged],
             device_tokens=[device_tokens + rows * q_len] * len(paged),
             host_tokens=[hosted if is_paged else 0 for is_paged in paged] if hosted else (),
+            page_tokens=settings.geometry.block_tokens,
             layer_weights=self._layer_weights,
         )
         return StepProgram(program, cut.granules, cut.table, cut.host)

@@ -54,7 +54,7 @@ def test_a_rate_without_limit_can_be_stored(measured):
 
 def test_a_file_from_before_the_kernel_was_measured_beside_the_link_is_read(measured):
     data = profile_to_json(measured)
-    assert data["schema_version"] == 3
+    assert data["schema_version"] == 4
     for name in ("h2d_while_attend_bytes_per_s", "host_attend_while_h2d_bytes_per_s"):
         del data[name]
     assert profile_from_json({**data, "schema_version": 1}) == measured
@@ -65,6 +65,12 @@ def test_a_file_from_before_dense_work_was_measured_by_rows_is_read(measured):
     for name in ("dense_curve", "resident_curve"):
         del data[name]
     assert profile_from_json({**data, "schema_version": 2}) == measured
+
+
+def test_a_file_from_before_short_pages_were_measured_is_read(measured):
+    data = profile_to_json(measured)
+    del data["host_page_s"]
+    assert profile_from_json({**data, "schema_version": 3}) == measured
 
 
 def test_saving_replaces(measured, tmp_path):

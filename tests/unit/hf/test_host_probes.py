@@ -41,6 +41,25 @@ def test_every_figure_is_measured_alone_and_in_an_emulation(probes, emulated):
             assert 0 < probe(replace(emulated, emulates=emulates)) < math.inf
 
 
+def test_short_pages_are_measured_for_a_gpu(probes, emulated, demo):
+    assert 0 <= probes.page_s(emulated) < math.inf
+    shape = shape_of(demo.model)
+    names = {
+        device: set(HostProbes(shape, torch.device(device), torch.float32).by_name())
+        for device in ("cpu", "cuda")
+    }
+    assert names["cuda"] - names["cpu"] == {"host_page_s"}
+
+
+def test_a_page_of_a_head_takes_what_short_pages_take_longer(probes, emulated, monkeypatch):
+    seconds = {64: 0.5, 16: 0.8}
+    monkeypatch.setattr(probes, "_call_s", seconds.__getitem__)
+    heads = probes._shape.num_kv_heads
+    assert probes.page_s(emulated) == pytest.approx(0.3 / (3 * probes._call_pages * heads))
+    seconds[16] = 0.4
+    assert probes.page_s(emulated) == 0
+
+
 def test_the_pages_are_made_once_and_given_back(probes, emulated):
     for probe in probes.by_name().values():
         probe(emulated)
@@ -55,24 +74,27 @@ def test_the_pages_are_made_once_and_given_back(probes, emulated):
     assert probes._store is not store
 
 
-def test_each_call_attends_to_other_pages_until_all_have_been_read(probes, monkeypatch):
+@pytest.mark.parametrize("page_tokens", [64, 16])
+def test_each_call_attends_to_other_pages_until_all_have_been_read(
+    probes, page_tokens, monkeypatch
+):
     """The memory is a multiple of what the processor's caches hold: all of it is gone through."""
     read, calls = [], 2
 
     class Kernel:
-        def __init__(self, store):
-            self.store = store
-
-        def attend(self, layer, query, entries, scoring, result):
+        def attend(self, query, pages, entries, scoring, result):
+            assert pages.page_tokens == page_tokens
+            assert entries.tokens == probes._call_pages * 64
             read.append(sorted(entries.page.tolist()))
 
-    monkeypatch.setattr(host_probes, "StoreKernel", Kernel)
+    monkeypatch.setattr(host_probes, "shared_attention", Kernel)
     monkeypatch.setattr(host_probes, "uncached_bytes", lambda least: 8 * least)
     for _ in range(2 * calls):
-        probes._attending()
-    assert len(read[0]) * probes._page_bytes == 4 << 20
+        probes._attending[page_tokens]()
+    assert len(read[0]) * page_tokens // 64 * probes._page_bytes == 4 << 20
     seen = [page for pages in read[:calls] for page in pages]
-    assert sorted(seen) == list(range(probes._store.capacity(PageKind.KV)))
+    in_store = probes._store.capacity(PageKind.KV) * 64 // page_tokens
+    assert sorted(seen) == list(range(in_store))
     assert read[calls:] == read[:calls]
 
 
