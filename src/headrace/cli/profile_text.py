@@ -113,6 +113,7 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     yield link("host memory", "host_bytes_per_s", "alone, read by all cores")
     yield link("", "host_while_h2d_bytes_per_s", to_device)
     yield link("device's attention", "attend_bytes_per_s", "alone, reading K/V")
+    yield link("", "resident_attend_bytes_per_s", "of contiguous rows, all resident")
     yield _Figure(
         "rebuild K/V from X",
         profile.rebuild_flops_per_s,
@@ -124,6 +125,9 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     yield from _of_rows(profile)
     yield link("host's attention", "host_attend_bytes_per_s", "alone, reading K/V")
     yield link("", "host_attend_while_h2d_bytes_per_s", to_device)
+    yield _Figure(
+        "a head's short page", profile.host_page_s, "host_page_s", to_device, format_seconds
+    )
     for label, name in (
         ("a small copy", "copy_latency_s"),
         ("a small kernel", "launch_latency_s"),

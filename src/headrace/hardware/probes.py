@@ -43,6 +43,7 @@ EXTRA_FIELDS = (
     "load_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",
+    "resident_attend_bytes_per_s",
 )
 """Fields of a profile that ``extra_probes`` fill; other extra probes are kept as measurements."""
 

@@ -108,6 +108,8 @@ class HardwareProfile:
         launch_latency_s: what each kernel takes besides its work.
         attend_bytes_per_s: rate at which the device's attention reads K/V, or None: see
             ``attend_rate``.
+        resident_attend_bytes_per_s: likewise, of contiguous rows, as where all of the cache is on
+            the device, or None: see ``resident_attend_rate``.
         dense_bytes_per_s: rate at which decoding reads the weights, or None: see ``dense_rate``.
         dense_curve: the same by rows, ascending. It has in it what a layer takes besides, however
             little it attends to.
@@ -161,6 +163,7 @@ class HardwareProfile:
     copy_latency_s: float = 0.0
     launch_latency_s: float = 0.0
     attend_bytes_per_s: float | None = None
+    resident_attend_bytes_per_s: float | None = None
     dense_bytes_per_s: float | None = None
     host_attend_bytes_per_s: float | None = None
     host_page_s: float | None = None
@@ -279,6 +282,15 @@ class HardwareProfile:
         return (
             self.device_bytes_per_s if self.attend_bytes_per_s is None else self.attend_bytes_per_s
         )
+
+    @property
+    def resident_attend_rate(self) -> float:
+        """Bytes a second at which the device's attention reads K/V of contiguous rows.
+
+        Where it was not measured: ``attend_rate``.
+        """
+        rate = self.resident_attend_bytes_per_s
+        return self.attend_rate if rate is None else rate
 
     def dense_rate(self, rows: float, *, resident: bool = False) -> float:
         """Return the rate at which decoding reads the weights, in bytes a second.

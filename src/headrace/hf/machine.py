@@ -63,6 +63,7 @@ def machine_profile(
             kind=shape.kind,
             extra_probes={
                 "attend_bytes_per_s": lambda _: model_probes.attend_rate(*cache),
+                "resident_attend_bytes_per_s": lambda _: model_probes.resident_attend_rate(*cache),
                 "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
                 **host.by_name(),
                 "load_call_s": lambda _: model_probes.load_call_s(*cache[1:]),

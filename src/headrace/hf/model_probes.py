@@ -23,6 +23,7 @@ from headrace.model.shape import ModelShape
 from headrace.runtime.attention import EntryTable, Scoring
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
+from headrace.runtime.flat_decode import DecodeStep
 from headrace.runtime.granules import Granule
 from headrace.runtime.lanes import Copy
 from headrace.runtime.layer_attention import attend_granule
@@ -31,6 +32,7 @@ from headrace.timeline import Lane
 
 _PAGE_TOKENS = 64
 _GRANULE_BYTES = 1 << 26
+_RESIDENT_ROWS = 8
 _GRANULES_IN_A_ROW = 4
 _CALLS_IN_A_ROW = 16
 _TIMES_LARGER = 4
@@ -57,6 +59,34 @@ def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> 
     attend = _attending(shape, device, dtype, pages)
     seconds = median_s(attend, device, _GRANULES_IN_A_ROW)
     return pages * page_bytes / seconds
+
+
+def resident_attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
+    """Measure once at which rate decode attention reads contiguous rows, all of them resident.
+
+    Returns:
+        Bytes a second.
+    """
+    row_bytes = 2 * shape.d_kv * dtype.itemsize
+    tokens = max(1, _GRANULE_BYTES // (_RESIDENT_ROWS * row_bytes))
+    size = (_RESIDENT_ROWS, shape.num_kv_heads, tokens, shape.head_dim)
+    keys, values = (torch.randn(size, device=device).to(dtype) for _ in range(2))
+    query = _queries(shape, device, dtype, _RESIDENT_ROWS)
+    ends = [tokens] * _RESIDENT_ROWS
+    step = DecodeStep(
+        range(_RESIDENT_ROWS),
+        [tokens - 1] * _RESIDENT_ROWS,
+        ends,
+        [set()] * _RESIDENT_ROWS,
+        tokens,
+        device,
+        _WORKSPACE_BYTES,
+    )
+    scoring = Scoring(shape.head_dim**-0.5)
+    seconds = median_s(
+        lambda: step.attend(query, keys, values, scoring), device, _GRANULES_IN_A_ROW
+    )
+    return _RESIDENT_ROWS * tokens * row_bytes / seconds
 
 
 def attend_call_s(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
@@ -97,15 +127,17 @@ def _attending(
     size = (pages, shape.num_kv_heads, _PAGE_TOKENS, shape.head_dim)
     key = torch.randn(size, device=device).to(dtype)
     value = torch.randn(size, device=device).to(dtype)
-    query, granule = _queries(shape, device, dtype), _granule(pages, device)
+    query, granule = _queries(shape, device, dtype, 2), _granule(pages, device)
     scoring = Scoring(shape.head_dim**-0.5)
     return lambda: attend_granule(granule, query, key, value, scoring, _WORKSPACE_BYTES)
 
 
-def _queries(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Return grouped queries of two rows ``[B, H, G, D]``."""
+def _queries(
+    shape: ModelShape, device: torch.device, dtype: torch.dtype, rows: int
+) -> torch.Tensor:
+    """Return grouped queries ``[B, H, G, D]``."""
     group = shape.num_heads // shape.num_kv_heads
-    return torch.randn((2, shape.num_kv_heads, group, shape.head_dim), device=device).to(dtype)
+    return torch.randn((rows, shape.num_kv_heads, group, shape.head_dim), device=device).to(dtype)
 
 
 def _granule(pages: int, device: torch.device) -> Granule:

@@ -305,6 +305,7 @@ class StepBuilder:
             memory_bytes=tokens * self._costs.kv_bytes,
             flops=tokens * self._costs.attend_flops,
             tokens=tokens,
+            is_short=self._is_short,
             load_number=load_number,
             waits_for=waits_for,
         )

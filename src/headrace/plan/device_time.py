@@ -39,6 +39,7 @@ class DeviceTime:
         # Of dense kernels there are as many as passes, each over a part of the rows.
         self._rows = work.rows / work.passes
         self._dense_bytes_per_s = profile.dense_rate(self._rows, resident=resident)
+        self._attend_bytes_per_s = profile.resident_attend_rate if resident else profile.attend_rate
 
     def everything(self, paths: tuple[str, ...]) -> Iterator[Term]:
         """Yield all of the device's work where some paths may be taken."""
@@ -149,7 +150,7 @@ class DeviceTime:
             attention_flops(shape, 1, 1),
             kv_bytes_per_token(shape),
             self._gemm_flops_per_s,
-            self._profile.attend_rate,
+            self._attend_bytes_per_s,
         )
 
     def _rebuild(self, name: str, tokens: float, shape: ModelShape) -> Term:

@@ -32,6 +32,7 @@ _HOST = (
 _DEVICE_MEMORY = (
     "device_bytes_per_s",
     "attend_bytes_per_s",
+    "resident_attend_bytes_per_s",
     "dense_bytes_per_s",
     "dense_curve",
     "resident_curve",

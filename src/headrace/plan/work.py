@@ -35,7 +35,7 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
         return _reading_s(op, profile) + op.link_bytes / slower
     memory_bytes_per_s = profile.device_bytes_per_s
     if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
-        memory_bytes_per_s = profile.attend_rate
+        memory_bytes_per_s = profile.resident_attend_rate if op.is_short else profile.attend_rate
     elif op.kind is Kind.DENSE:
         memory_bytes_per_s = profile.dense_rate(op.tokens, resident=op.is_short)
     is_rebuild = op.kind is Kind.REBUILD
