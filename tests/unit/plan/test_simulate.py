@@ -4,9 +4,14 @@ from dataclasses import replace
 import pytest
 
 from headrace.hardware.catalog import machine
+from headrace.model.cost import kv_bytes_per_token
 from headrace.model.published import published_shape
+from headrace.plan.decode import decode_program
+from headrace.plan.demands import demands
+from headrace.plan.geometry import Geometry
 from headrace.plan.operations import Kind, Operation, Program
-from headrace.plan.policies import Policy
+from headrace.plan.policies import Policy, Split
+from headrace.plan.resources import Resource
 from headrace.plan.schedule import GranuleSpec, build_program
 from headrace.plan.simulate import (
     bound_s,
@@ -16,6 +21,7 @@ from headrace.plan.simulate import (
     step_durations_s,
     work_s,
 )
+from headrace.plan.step_work import StepWork
 from headrace.timeline import Lane, Origin
 
 PROFILE = replace(
@@ -125,6 +131,27 @@ def test_dense_work_takes_longer_with_more_rows_and_less_on_the_short_way():
     assert operation_work_s(op, profile, "x") == 25
     assert operation_work_s(replace(op, tokens=8), profile, "x") == 50
     assert operation_work_s(replace(op, is_short=True), profile, "x") == 20
+
+
+def test_attention_to_contiguous_rows_has_its_own_rate():
+    """Where all is resident: in the program's operations and in what the planner asks."""
+    shape = replace(published_shape("opt-6.7b"), dtype="bfloat16")
+    plain = machine("h200-141gb-pcie5")
+    short = replace(plain, resident_attend_bytes_per_s=plain.attend_rate / 2)
+    work = StepWork(shape, 4, 1024, 1024)
+
+    def asked_s(profile, path):
+        (demand,) = [one for one in demands(work, profile, (path,)) if one.resource is Resource.GPU]
+        return demand.seconds({path: 1.0})
+
+    for split, slower in ((Split(resident=1.0), True), (Split(stream=1.0), False)):
+        program = decode_program(shape, 4, 1024, split, Geometry(64, 1 << 24), Policy.AUTO)
+        spent = [work_s(program, profile, shape.dtype)[Resource.GPU] for profile in (plain, short)]
+        path = "resident" if slower else "stream"
+        asked = [asked_s(profile, path) for profile in (plain, short)]
+        assert spent == pytest.approx(asked, rel=1e-3)
+        read_s = 4 * 1024 * kv_bytes_per_token(shape) * shape.num_layers / plain.attend_rate
+        assert spent[1] - spent[0] == pytest.approx(read_s if slower else 0.0, rel=0.01)
 
 
 def test_steps_of_a_short_timeline():
