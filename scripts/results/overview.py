@@ -21,6 +21,7 @@ from .works import Work, gain, headline, reference
 _POLICIES = ("stream", "kvpr", "recompute", "host", "resident", "auto")
 _RIVALS = (PLAIN, OFFLOADED, STATIC)
 _FOLDER = "results"
+_VISITS_SHOWN = 6
 
 
 def link(run: Run, words: str = "") -> str:
@@ -152,11 +153,14 @@ def _rival(run: Run, one: dict[str, Any]) -> str:
 
 
 def visits_table(works: Sequence[Work]) -> str:
-    """Return the same work, visit by visit: what the host gave, and what became of it."""
+    """Return the same work, visit by visit: what the host gave, and what became of it.
+
+    Of many visits the newest; all of them have their own pages.
+    """
     several = [work for work in works if len(work.runs) > 1 and reference(work.typical) == "stream"]
     rows = []
     for work in several:
-        lines = [_visit(run) for run in work.by_date]
+        lines = [_visit(run) for run in work.by_date[-_VISITS_SHOWN:]]
         rows += [[work.name, *lines[0]], *(["", *line] for line in lines[1:])]
     head = ["work", "visit", "UTC", "link", "stream", "host", "off by", "auto", "off by"]
     return table([*head, "over `stream`"], rows) if rows else ""

@@ -90,6 +90,17 @@ def test_the_typical_of_several_visits_is_shown_and_each_visit_is_told(files):
     assert "3.44 × (1.72 to 6.88)" in speed
 
 
+def test_of_many_visits_the_newest_are_told_one_by_one(files):
+    visits = {
+        Path(f"visit-{n}/opt-6.7b-24gib.json"): taking(0.2, f"2026-12-0{n + 1}T10:00:00+00:00")
+        for n in range(8)
+    }
+    page = Page({**files, **visits}, "{{ visits }}")
+    (first,) = lines(page.text(), "| opt-6.7b-24gib |")
+    assert "[visit-2]" in first
+    assert len(lines(page.text(), "|  |")) == 5
+
+
 def test_rivals_that_exceed_the_budget_or_are_not_exact_are_marked(files):
     data = second_schema()
     agreement = {**data["policies"][0]["agreement"], "passed": False}
