@@ -70,7 +70,7 @@ def resident_attend_rate(shape: ModelShape, device: torch.device, dtype: torch.d
     row_bytes = 2 * shape.d_kv * dtype.itemsize
     tokens = max(1, _GRANULE_BYTES // (_RESIDENT_ROWS * row_bytes))
     size = (_RESIDENT_ROWS, shape.num_kv_heads, tokens, shape.head_dim)
-    keys, values = (torch.randn(size, device=device).to(dtype) for _ in range(2))
+    keys, values = _keys_and_values(size, device, dtype)
     query = _queries(shape, device, dtype, _RESIDENT_ROWS)
     ends = [tokens] * _RESIDENT_ROWS
     step = DecodeStep(
@@ -125,11 +125,18 @@ def _attending(
 ) -> Callable[[], object]:
     """Return work that attends to a granule of so many pages."""
     size = (pages, shape.num_kv_heads, _PAGE_TOKENS, shape.head_dim)
-    key = torch.randn(size, device=device).to(dtype)
-    value = torch.randn(size, device=device).to(dtype)
+    key, value = _keys_and_values(size, device, dtype)
     query, granule = _queries(shape, device, dtype, 2), _granule(pages, device)
     scoring = Scoring(shape.head_dim**-0.5)
     return lambda: attend_granule(granule, query, key, value, scoring, _WORKSPACE_BYTES)
+
+
+def _keys_and_values(
+    size: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return buffers that hold some number: which one, attention takes as long."""
+    keys = torch.full(size, 0.5, dtype=dtype, device=device)
+    return keys, torch.full_like(keys, 0.25)
 
 
 def _queries(
