@@ -119,7 +119,7 @@ bool refuses(headrace_pool* pool, Random random) {
              headrace_attend(pool, nullptr) == HEADRACE_BAD_CALL;
   for (const auto& one : bad) all &= headrace_attend(pool, &one) == HEADRACE_BAD_CALL;
   return all && !headrace_pool_create(0, "portable") && !headrace_pool_create(1, "none") &&
-         !headrace_pool_create_of(2, "portable", nullptr);
+         !headrace_pool_of_team(2, "portable", nullptr);
 }
 
 // A team as OpenMP's, of threads that are new each time.
@@ -137,7 +137,7 @@ bool fuzz_variant(const std::string& variant, double seconds, uint64_t seed) {
   constexpr uint64_t kPools = 3;
   headrace_pool* pools[kPools] = {headrace_pool_create(3, variant.c_str()),
                                   headrace_pool_create(1, variant.c_str()),
-                                  headrace_pool_create_of(3, variant.c_str(), team)};
+                                  headrace_pool_of_team(3, variant.c_str(), team)};
   using Work = long (*)(headrace_pool*, Random, Clock::time_point);
   constexpr Work kWorks[] = {call, call, call, call, call, call, push, push, read};
   constexpr uint64_t kCallers = sizeof(kWorks) / sizeof(Work);

@@ -169,17 +169,16 @@ def geometries(
         pace: what the machine asks for.
     """
     cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads if pace else 0.0)
-    wanted, block_tokens = cut.usual_bytes, usual_block_tokens(context)
+    wanted = cut.usual_bytes
     yield cut.of(wanted, USUAL_RING_SLOTS)
     yield cut.of(wanted, TIGHT_RING_SLOTS)
     least_bytes = max(SMALLEST_GRANULE_BYTES, cut.layer_bytes / MOST_GRANULES_UNDER_BUDGET)
     while wanted > least_bytes:
         wanted = max(wanted / 2, least_bytes)
         yield cut.of(wanted, TIGHT_RING_SLOTS)
-    while block_tokens > SMALLEST_BLOCK_TOKENS:
-        block_tokens //= 2
+    for block_tokens in _blocks_down_from(usual_block_tokens(context) // 2):
         yield cut.of(wanted, TIGHT_RING_SLOTS, block_tokens)
-    yield cut.of(wanted, FEWEST_RING_SLOTS, block_tokens)
+    yield cut.of(wanted, FEWEST_RING_SLOTS, SMALLEST_BLOCK_TOKENS)
 
 
 @dataclass(frozen=True)

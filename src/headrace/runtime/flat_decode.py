@@ -162,13 +162,16 @@ class DecodeStep:
         scoring: Scoring,
     ) -> Tensor:
         """Do so by the native kernel."""
-        shape = tuple(grouped.shape)
-        room = self._room.get(shape)
-        if room is None:
-            room = self._room[shape] = empty_partial(shape)
-        pages = LayerPages.of([keys], [values])
+        pages, room = LayerPages.of([keys], [values]), self._room_for(grouped.shape)
         part = native.attend(grouped.contiguous(), pages, self._entries, scoring, room)
         return normalised(part, grouped.dtype)
+
+    def _room_for(self, shape: Sequence[int]) -> Partial:
+        """Return where results go: layers come one after the other, so one serves them all."""
+        known = self._room.get(tuple(shape))
+        if known is None:
+            known = self._room[tuple(shape)] = empty_partial(shape, self._device)
+        return known
 
     @cached_property
     def _entries(self) -> RowEntries:
@@ -187,11 +190,7 @@ class DecodeStep:
         """Do so by the kernels for pages."""
         _, heads, queries, width = grouped.shape
         pieces = self._pieces(4 * grouped.numel())
-        shape = (pieces.count, heads, queries, width)
-        room = self._room.get(shape)
-        if room is None:
-            # Layers come one after the other, so one result serves them all.
-            room = self._room[shape] = empty_partial(shape, grouped.device)
+        room = self._room_for((pieces.count, heads, queries, width))
         kernels.attend_pages(
             grouped,
             as_pieces(keys, pieces.tokens),

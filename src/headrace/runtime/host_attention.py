@@ -96,7 +96,7 @@ class HostAttention:
         if team is None:
             self._pool = self._library.headrace_pool_create(*created)
         else:
-            self._pool = self._library.headrace_pool_create_of(*created, team)
+            self._pool = self._library.headrace_pool_of_team(*created, team)
         if not self._pool:
             raise ConfigurationError(
                 f"threads is {self.threads}; the system does not grant so many, choose fewer"

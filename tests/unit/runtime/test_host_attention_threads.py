@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ from tests.host_attention_support import CORES, DTYPES, NATIVE, make_case, needs
 from headrace.runtime import host_attention
 from headrace.runtime.host_attention import HostAttention
 from headrace.runtime.native.library import LOADER
+
+
+def run_at_once(calls):
+    """Run each call on a thread of its own."""
+    callers = [threading.Thread(target=call) for call in calls]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
 
 
 @needs_native
@@ -57,11 +67,7 @@ def test_threads_of_torch_attend_too(threads):
                     ):
                         wrong.append(found)
 
-            callers = [threading.Thread(target=call) for _ in range(2)]
-            for caller in callers:
-                caller.start()
-            for caller in callers:
-                caller.join()
+            run_at_once([call, call])
             assert not wrong
 
 
@@ -84,11 +90,7 @@ def test_callers_on_several_threads_take_turns(attention):
             if not torch.equal(part.output, expected[index].output):
                 wrong.append(index)
 
-    callers = [threading.Thread(target=call, args=(index,)) for index in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    run_at_once([partial(call, index) for index in range(4)])
     assert not wrong
 
 

@@ -23,7 +23,7 @@ int headrace_abi() { return 1; }
 const char* headrace_source_hash() { return HEADRACE_SOURCE_HASH; }
 const char* headrace_variants() { return "portable"; }
 void* headrace_pool_create(int, const char*) { return nullptr; }
-void* headrace_pool_create_of(int, const char*, void*) { return nullptr; }
+void* headrace_pool_of_team(int, const char*, void*) { return nullptr; }
 void headrace_pool_destroy(void*) {}
 void* headrace_lane_create(void*) { return nullptr; }
 void headrace_lane_destroy(void*) {}

@@ -371,7 +371,7 @@ headrace_pool* headrace_pool_create(int threads, const char* variant) {
   }
 }
 
-headrace_pool* headrace_pool_create_of(int threads, const char* variant, headrace_team team) {
+headrace_pool* headrace_pool_of_team(int threads, const char* variant, headrace_team team) {
   const Variant* chosen = find_variant(variant);
   if (!chosen || threads < 1 || !team) return nullptr;
   try {

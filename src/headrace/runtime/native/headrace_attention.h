@@ -82,8 +82,8 @@ typedef void (*headrace_team)(void (*work)(void* context), void* context, unsign
 
 // As headrace_pool_create, with a team's threads: those that the caller has at hand, and that are
 // awake where it has just used them, instead of others that contend with them for the cores.
-HEADRACE_API headrace_pool* headrace_pool_create_of(int threads, const char* variant,
-                                                    headrace_team team);
+HEADRACE_API headrace_pool* headrace_pool_of_team(int threads, const char* variant,
+                                                  headrace_team team);
 
 // Ends the threads, after a call that is under way. No other may come.
 HEADRACE_API void headrace_pool_destroy(headrace_pool* pool);

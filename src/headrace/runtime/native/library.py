@@ -169,8 +169,8 @@ def _open(path: Path) -> ctypes.CDLL | None:
     library.headrace_variants.restype = ctypes.c_char_p
     library.headrace_pool_create.restype = ctypes.c_void_p
     library.headrace_pool_create.argtypes = [ctypes.c_int, ctypes.c_char_p]
-    library.headrace_pool_create_of.restype = ctypes.c_void_p
-    library.headrace_pool_create_of.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
+    library.headrace_pool_of_team.restype = ctypes.c_void_p
+    library.headrace_pool_of_team.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
     library.headrace_pool_destroy.restype = None
     library.headrace_pool_destroy.argtypes = [ctypes.c_void_p]
     library.headrace_attend.argtypes = [ctypes.c_void_p, ctypes.POINTER(Call)]
