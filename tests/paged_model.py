@@ -11,6 +11,7 @@ import torch
 from headrace.model.shape import ModelShape
 from headrace.plan.geometry import Geometry
 from headrace.runtime.attention import Scoring
+from headrace.runtime.conveyor import Rebuilt
 from headrace.runtime.paged import PagedCache
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
@@ -124,14 +125,14 @@ class PagedModel:
     def normal(self, *shape):
         return torch.randn(shape, generator=self.random)
 
-    def make(self, layer, activations, positions):
+    def make(self, layer, activations, positions, *, rotated=True):
         """Return keys and values ``[N, H, T, D]`` of X ``[N, T, M]``."""
         key, value = (
             (activations @ weight).unflatten(-1, (2, 4)).transpose(1, 2)
             for weight in self.weights[layer]
         )
         angle = torch.sin(positions[:, None, :, None] * self.turn)
-        return key + angle, value
+        return Rebuilt(key + angle, value)
 
     def step(self, seen):
         """Give the cache the tokens of further columns, bool ``[B, q]``, and compare."""
@@ -144,7 +145,7 @@ class PagedModel:
         compared, keys, values = [], [], []
         for layer in range(LAYERS):
             activations = self.normal(rows, q_len, WIDTHS.d_model)
-            key, value = self.make(layer, activations, positions)
+            key, value, _ = self.make(layer, activations, positions)
             query = self.normal(rows, HEADS, q_len, WIDTHS.head_dim)
             window = WINDOW if self.windowed and layer == WINDOWED else None
             scoring = Scoring(0.7, self.softcap, window)

@@ -23,7 +23,8 @@ from headrace.plan.options import POLICY_PATHS
 from headrace.plan.plan import Plan
 from headrace.plan.simulate import simulate
 from headrace.plan.workload import Workload
-from headrace.runtime.attention import Scoring
+from headrace.runtime.attention import Rotation, Scoring
+from headrace.runtime.conveyor import Rebuilt
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.runtime.gpu_kernels import reason_without
@@ -322,10 +323,15 @@ class AttachedCache(Cache):
             for table in self._attachment.rotary_tables:
                 table.reserve(positions, next(self._model.parameters()))
 
-    def _rebuild(self, layer: int, activations: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rebuild(
+        self, layer: int, activations: Tensor, positions: Tensor, *, rotated: bool = True
+    ) -> Rebuilt:
         projection = self._attachment.projections[layer]
         assert isinstance(projection, LayerProjection)
-        return projection.rebuild(activations, positions)
+        if rotated or not projection.rotates_last:
+            return Rebuilt(*projection.rebuild(activations, positions))
+        (key, value), (cos, sin) = projection.rebuild_unrotated(activations)
+        return Rebuilt(key, value, Rotation(cos, sin, positions))
 
     def reset(self) -> None:
         """Forget everything, and give back all memory."""

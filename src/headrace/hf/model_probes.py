@@ -24,6 +24,7 @@ from headrace.runtime.attention import EntryTable, Scoring
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.runtime.flat_decode import DecodeStep
+from headrace.runtime.gpu_kernels import has_kernels
 from headrace.runtime.granules import Granule
 from headrace.runtime.lanes import Copy
 from headrace.runtime.layer_attention import attend_granule
@@ -245,7 +246,12 @@ def _rebuilding(
         if rotary is not None:
             rotary.table.reserve(_PAGE_TOKENS, parameter)
         positions = torch.arange(_PAGE_TOKENS, device=parameter.device).expand(pages, -1)
+        # Kernels of our own rotate keys while they attend.
+        unrotated = usable[0].rotates_last and has_kernels(parameter.device)
         with torch.no_grad():
-            yield lambda: usable[0].rebuild(activations, positions)
+            if unrotated:
+                yield lambda: usable[0].rebuild_unrotated(activations)
+            else:
+                yield lambda: usable[0].rebuild(activations, positions)
     finally:
         detach(model)

@@ -94,22 +94,52 @@ class LayerProjection:
             activations_NTM: X of the pages.
             positions_NT: int64; position of each token.
         """
+        key, value = self._unrotated(activations_NTM)
+        if self.rotary is not None:
+            key = self.rotary(key, positions_NT)
+        where, norm = self.key_norm
+        if norm is not None and where is KeyNorm.AFTER_ROTATION:
+            key = norm(key)
+        return key, value
+
+    @property
+    def rotates_last(self) -> bool:
+        """Whether rotating halves of heads, as ``rotate_halves`` does, is the last of it all."""
+        rotary, (where, _) = self.rotary, self.key_norm
+        return rotary is not None and rotary.of_halves and where is not KeyNorm.AFTER_ROTATION
+
+    def rebuild_unrotated(
+        self, activations_NTM: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return keys and values before the rotation, which must be the last of it all.
+
+        Args:
+            activations_NTM: X of the pages.
+
+        Returns:
+            Keys and values as ``rebuild`` does, and cosines and sines of all positions that were
+            reserved, ``[positions, W]``, with which the first W numbers of each head are to be
+            rotated.
+        """
+        assert self.rotary is not None
+        key, value = self._unrotated(activations_NTM)
+        return (key, value), self.rotary.table.whole(key)
+
+    def _unrotated(self, activations_NTM: Tensor) -> tuple[Tensor, Tensor]:
         pages, tokens, _ = activations_NTM.shape
         both = self.source(activations_NTM).view(pages, tokens, 2, self.num_kv_heads, self.head_dim)
-        key, value = both[:, :, 0], both[:, :, 1]
         where, norm = self.key_norm
+        if where is KeyNorm.NONE and self.value_norm is None:
+            key, value = both.permute(2, 0, 3, 1, 4).unbind()
+            return key, value
+        key, value = both.unbind(2)
         if norm is not None and where is KeyNorm.PER_HEAD:
             key = norm(key)
         elif norm is not None and where is KeyNorm.ACROSS_HEADS:
             key = norm(key.flatten(2)).view(key.shape)
         if self.value_norm is not None:
             value = self.value_norm(value)
-        key, value = key.transpose(1, 2), value.transpose(1, 2)
-        if self.rotary is not None:
-            key = self.rotary(key, positions_NT)
-        if norm is not None and where is KeyNorm.AFTER_ROTATION:
-            key = norm(key)
-        return key, value
+        return key.transpose(1, 2), value.transpose(1, 2)
 
 
 def find_projection(

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 _CONTEXT_DEPENDENT = ("dynamic", "longrope")
 
+_ROUNDINGS = 4
+"""Of numbers up to 1, by which the same rotation may differ if it is written differently."""
+
 
 class RotaryTable:
     """Cosines and sines by position, shared by all layers that use the same embedding.
@@ -56,6 +59,13 @@ class RotaryTable:
         """Let go of the table; it is made anew, of as many positions, when it is needed."""
         self._table = None
 
+    def whole(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of all positions that were reserved, ``[positions, W]`` each."""
+        if self._table is None:
+            self.reserve(self._positions, like)
+        assert self._table is not None
+        return self._table
+
     def at(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of positions."""
         if self._table is None:
@@ -82,12 +92,18 @@ class Rotary:
         table: cosines and sines.
         apply: the model's ``apply_rotary_pos_emb(q, k, cos, sin)``.
         partial: rotate only the first part of each head, as wide as the table.
+        of_halves: whether ``apply`` does what ``rotate_halves`` does.
     """
 
     def __init__(
-        self, table: RotaryTable, apply: Callable[..., tuple[Tensor, Tensor]], partial: bool
+        self,
+        table: RotaryTable,
+        apply: Callable[..., tuple[Tensor, Tensor]],
+        partial: bool,
+        of_halves: bool,
     ) -> None:
         self.table = table
+        self.of_halves = of_halves
         self._apply = apply
         self._partial = partial
 
@@ -99,6 +115,34 @@ class Rotary:
             return self._apply(key_NHTD[:, :0], key_NHTD, cos, sin)[1]
         turned = self._apply(key_NHTD[:, :0, :, :width], key_NHTD[..., :width], cos, sin)[1]
         return torch.cat([turned, key_NHTD[..., width:]], dim=-1)
+
+
+def rotate_halves(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first half of each head's numbers against the second, as Llama does.
+
+    Args:
+        key: ``[..., T, W]``.
+        cos: ``[..., T, W]``, of which the first half counts.
+        sin: likewise.
+    """
+    first, second = key.chunk(2, dim=-1)
+    half = first.shape[-1]
+    cos, sin = cos[..., :half], sin[..., :half]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _is_of_halves(
+    apply: Callable[..., tuple[Tensor, Tensor]], rotation: tuple[Tensor, Tensor]
+) -> bool:
+    """Return whether a model's function does what ``rotate_halves`` does, by trying it."""
+    cos, sin = rotation
+    if cos.shape[-1] % 2:
+        return False
+    key = torch.arange(1.0, cos.numel() + 1, device=cos.device).sin().view(cos.shape)
+    key = key.to(cos.dtype)[:, None]
+    ours = rotate_halves(key, cos[:, None], sin[:, None])
+    error = (apply(key[:, :0], key, cos, sin)[1] - ours).abs().amax()
+    return bool(error <= _ROUNDINGS * torch.finfo(cos.dtype).eps)
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module]:
@@ -127,12 +171,13 @@ def rotary_candidates(
     """
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     if rotation is not None and apply is not None:
+        of_halves = _is_of_halves(apply, rotation)
         for module in modules:
             for arguments in _arguments(module):
                 if _makes(module, arguments, rotation, positions):
                     table = _table_of(module, arguments)
-                    yield Rotary(table, apply, partial=False)
-                    yield Rotary(table, apply, partial=True)
+                    yield Rotary(table, apply, partial=False, of_halves=of_halves)
+                    yield Rotary(table, apply, partial=True, of_halves=of_halves)
     yield None
 
 

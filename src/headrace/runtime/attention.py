@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,20 @@ class Partial:
     output: Tensor
     maximum: Tensor
     total: Tensor
+
+
+class Rotation(NamedTuple):
+    """How keys of pages are yet to be rotated: halves of heads, by ``model.rotary.rotate_halves``.
+
+    Attributes:
+        cos: cosines by position, ``[positions, W]``; of each head the first W numbers are rotated.
+        sin: sines likewise.
+        positions_PT: int64, contiguous; position of each token of each page.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    positions_PT: Tensor
 
 
 def empty_partial(shape: Sequence[int], device: torch.device | str = "cpu") -> Partial:

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from headrace.plan.operations import Kind, Operation
-from headrace.runtime.attention import Partial, Scoring
+from headrace.runtime.attention import Rotation, Scoring
 from headrace.runtime.granules import Granule
 from headrace.runtime.host_lane import HostLane
 from headrace.runtime.lanes import Backend, Event
-from headrace.runtime.layer_attention import LayerAttention
+from headrace.runtime.layer_attention import LayerAttention, Results
 from headrace.runtime.loader import Loader
 from headrace.runtime.pages import PageKind
 from headrace.runtime.programs import StepProgram
@@ -29,8 +30,35 @@ from headrace.runtime.recorder import Recorder
 from headrace.runtime.store import LayerWidths, PageStore
 from headrace.timeline import Lane
 
-Rebuild = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(layer, X ``[N, T, M]``, positions ``[N, T]``) to keys and values ``[N, H, T, D]``."""
+
+class Rebuilt(NamedTuple):
+    """What was made from X of some pages.
+
+    Attributes:
+        key: ``[N, H, T, D]``; D is contiguous.
+        value: likewise.
+        rotation: how the keys are yet to be rotated, or None.
+    """
+
+    key: Tensor
+    value: Tensor
+    rotation: Rotation | None = None
+
+
+class Rebuild(Protocol):
+    """Makes keys and values from X."""
+
+    def __call__(
+        self, layer: int, activations: Tensor, positions: Tensor, *, rotated: bool = True
+    ) -> Rebuilt:
+        """Return keys and values.
+
+        Args:
+            layer: index of the layer.
+            activations: X ``[N, T, M]``.
+            positions: int64 ``[N, T]``.
+            rotated: False: keys may be left as they are before their rotation.
+        """
 
 
 @dataclass
@@ -40,14 +68,13 @@ class LayerWork:
     Attributes:
         query: grouped queries ``[B, H, G, D]``.
         scoring: scale and soft cap.
-        attend_new: attends to what is on the device anyway; returns a partial result, or, where
-            there is nothing else to attend to, the normalised output ``[B, H, G, D]``.
+        attend_new: adds the attention to what is on the device anyway.
         store: starts the layer's stores.
     """
 
     query: Tensor
     scoring: Scoring
-    attend_new: Callable[[], Partial | Tensor]
+    attend_new: Callable[[LayerAttention], None]
     store: Callable[[], None]
 
 
@@ -91,8 +118,9 @@ class Conveyor:
         self._source: StepProgram | None = None
         self._load_events: Mapping[int, Event] = {}
         self._positions: WeakKeyDictionary[Granule, Tensor] = WeakKeyDictionary()
-        self._rebuilt: tuple[Tensor, Tensor] | None = None
+        self._rebuilt: Rebuilt | None = None
         self._compute_since: object = None
+        self._results = Results()
 
     @property
     def step(self) -> int:
@@ -128,7 +156,12 @@ class Conveyor:
         assert self._source is not None
         source = self._source
         attention = LayerAttention(
-            work.query, source.granules, source.table, work.scoring, self._workspace_bytes
+            work.query,
+            source.entries,
+            source.table,
+            work.scoring,
+            self._workspace_bytes,
+            self._results,
         )
         for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:
@@ -141,7 +174,6 @@ class Conveyor:
             start = self._begin()
             self._run(operation, work, attention)
             self._finish(operation, start)
-            self._loader.start_loads()
         work.store()
         self._compute_since = self._begin()
         self._loader.layer_done(layer)
@@ -189,21 +221,26 @@ class Conveyor:
 
     def _run(self, operation: Operation, work: LayerWork, attention: LayerAttention) -> None:
         if operation.kind is Kind.REBUILD:
-            self._rebuild_granule(operation)
+            self._rebuild_granule(operation, attention)
         elif operation.kind is Kind.ATTEND:
             self._attend_granule(operation, attention)
         elif operation.kind is Kind.ATTEND_NEW:
-            attention.add_new(work.attend_new())
+            work.attend_new(attention)
         elif operation.kind is Kind.MERGE:
             if self._host is not None and operation.waits_for:
                 attention.add_host(self._host.result(work.query.shape))
             attention.merge()
 
-    def _rebuild_granule(self, operation: Operation) -> None:
+    def _rebuild_granule(self, operation: Operation, attention: LayerAttention) -> None:
         assert self._source is not None
         granule = self._source.granules[operation.granule]
         (activations,) = self._loader.staged(operation)
-        self._rebuilt = self._rebuild(operation.layer, activations, self._positions_of(granule))
+        self._rebuilt = self._rebuild(
+            operation.layer,
+            activations,
+            self._positions_of(granule),
+            rotated=not attention.by_kernels,
+        )
         self._loader.give_back(operation)
 
     def _positions_of(self, granule: Granule) -> Tensor:
@@ -220,14 +257,19 @@ class Conveyor:
         if granule.kind is PageKind.ACTIVATIONS:
             assert self._rebuilt is not None
             # Let go of before the next ones are made: only one granule's exist at once.
-            (key, value), self._rebuilt = self._rebuilt, None
+            (key, value, rotation), self._rebuilt = self._rebuilt, None
+            attention.attend_granule(granule, key, value, rotation=rotation)
         elif granule.kind is PageKind.KV:
             key, value = self._loader.staged(operation)
-        else:
-            key, value = self._store.gather(granule.kind, operation.layer, granule.pages)
-        attention.attend_granule(granule, key, value)
-        if granule.kind is PageKind.KV:
+            attention.attend_granule(granule, key, value)
             self._loader.give_back(operation)
+        else:
+            self._attend_resident(granule, operation.layer, attention)
+
+    def _attend_resident(self, granule: Granule, layer: int, attention: LayerAttention) -> None:
+        pool = self._store.pool(granule.kind, layer) if attention.by_kernels else None
+        key, value = pool or self._store.gather(granule.kind, layer, granule.pages)
+        attention.attend_granule(granule, key, value, in_pool=pool is not None)
 
     def end_step(self) -> None:
         """Note the rest of the step, which belongs to no attention layer: the head."""

@@ -25,6 +25,12 @@ _GLANCE_S = 1e-5
 _PATIENCE_S = 120.0
 
 
+def _compute_stream(index: int) -> int:
+    """Return the current stream of a device: its number, for an object of it takes long to make."""
+    raw: int = torch._C._cuda_getCurrentRawStream(index)
+    return raw
+
+
 class CudaEvent(Event):
     """A CUDA event, with the one that marked its start when a timeline is wanted."""
 
@@ -62,8 +68,9 @@ class CudaFlag(Flag):
         self._number = number
         self._value = number.numpy()
         self.address = number.data_ptr()
-        self._device = device
-        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._index = torch.empty(0, device=device).get_device()
+        self._wait = ctypes.CDLL("libcuda.so.1").cuStreamWaitValue32_v2
+        self._wait.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
         self._value[0] = 0
 
     def reach(self, number: int) -> None:
@@ -72,12 +79,7 @@ class CudaFlag(Flag):
 
     def wait(self, number: int) -> None:
         """Let the current stream wait until the number is reached."""
-        status = self._driver.cuStreamWaitValue32_v2(
-            ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream),
-            ctypes.c_uint64(self._number.data_ptr()),
-            ctypes.c_uint32(number),
-            _WAIT_UNTIL_REACHED,
-        )
+        status = self._wait(_compute_stream(self._index), self.address, number, _WAIT_UNTIL_REACHED)
         if status != 0:
             raise HeadraceError(
                 f"the device cannot wait for the host (cuStreamWaitValue32: error {status}); "
@@ -154,6 +156,8 @@ class CudaBackend(Backend):
         self._start_store = self._driver.cuMemcpyDtoHAsync_v2
         for start in (self._start_load, self._start_store):
             start.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p)
+        self._write = self._driver.cuStreamWriteValue32_v2
+        self._write.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
         self._signal: Tensor | None = None
         self._signals = 0
         self._current: tuple[int, torch.cuda.Stream] | None = None
@@ -260,12 +264,8 @@ class CudaBackend(Backend):
         if self._signal is None:
             self._signal = self.host_buffer((1,), torch.int32)
         self._signals += 1
-        status = self._driver.cuStreamWriteValue32_v2(
-            ctypes.c_void_p(self._compute.cuda_stream),
-            ctypes.c_uint64(self._signal.data_ptr()),
-            ctypes.c_uint32(self._signals),
-            0,
-        )
+        stream = _compute_stream(self._index)
+        status = self._write(stream, self._signal.data_ptr(), self._signals, 0)
         if status != 0:
             raise HeadraceError(
                 f"the device cannot tell the host (cuStreamWriteValue32: error {status}); use a "
@@ -275,8 +275,7 @@ class CudaBackend(Backend):
 
     @property
     def _compute(self) -> torch.cuda.Stream:
-        # Asking for the raw stream is quick; making an object of it, at each event, is not.
-        raw = torch._C._cuda_getCurrentRawStream(self._index)
+        raw = _compute_stream(self._index)
         if self._current is None or self._current[0] != raw:
             self._current = raw, torch.cuda.current_stream(self.device)
         return self._current[1]

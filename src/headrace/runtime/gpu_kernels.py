@@ -28,6 +28,11 @@ def kernels_for(query_BHGD: Tensor) -> ModuleType | None:
     return _loaded(query_BHGD.device)[0]
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Return whether there are kernels on a device."""
+    return device.type == "cuda" and _loaded(device)[0] is not None
+
+
 def reason_without(device: torch.device) -> str | None:
     """Return why there are no kernels on a device, in one line, or None if there are."""
     return _loaded(device)[1] if device.type == "cuda" else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -50,6 +51,13 @@ class Granule:
     def entries(self) -> int:
         """Entries of all rows."""
         return len(self.entry_rows)
+
+    @cached_property
+    def entry_number(self) -> Tensor:
+        """Page number of each entry: int64 ``[E]``."""
+        if self.entry_page is None:
+            return self.page_index
+        return self.page_index.index_select(0, self.entry_page)
 
 
 def cut_granules(

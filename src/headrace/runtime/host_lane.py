@@ -87,6 +87,23 @@ class _Begun:
     mail_s: float
 
 
+@dataclass(frozen=True)
+class _Mail:
+    """What goes to and fro for queries of a shape ``[B, H, G, D]``.
+
+    Attributes:
+        sent: where the device writes the queries, flat.
+        query: the same memory, as the host finds it.
+        result: where the host writes.
+        brought: the same memory, as the device finds it.
+    """
+
+    sent: Tensor
+    query: Tensor
+    result: Partial
+    brought: Partial
+
+
 class HostEvent(Event):
     """The end of the cores' work for a layer."""
 
@@ -169,7 +186,7 @@ class HostLane:
         self._query: Mailbox | None = None
         self._result: tuple[Mailbox, Mailbox, Mailbox] | None = None
         self._boxes: list[Mailbox] = []
-        self._views: dict[torch.Size, tuple[Tensor, Tensor, Partial]] = {}
+        self._views: dict[torch.Size, _Mail] = {}
         self._error: BaseException | None = None
         self._last: NativeHostEvent | None = None
         self._begun: deque[_Begun] = deque(maxlen=_LAYERS_NOTED)
@@ -203,20 +220,20 @@ class HostLane:
             The event of the end of the cores' work.
         """
         self.check()
-        sent, query_host, result = self._mail(query)
+        mail = self._mail(query)
         # An element-wise kernel, not a copy: copies would queue behind the lanes' transfers.
-        torch.mul(query.reshape(-1), 1, out=sent)
+        torch.mul(query.reshape(-1), 1, out=mail.sent)
         self._number += 1
         after = self._backend.host_marks(stored)
         event: HostEvent | NativeHostEvent
         if self._native is not None:
-            event = self._push(layer, query_host, entries, scoring, result, after)
+            event = self._push(layer, mail.query, entries, scoring, mail.result, after)
         else:
             event = HostEvent()
             self._jobs.put(
-                _Job(self._number, layer, entries, scoring, query_host, result, after, event)
+                _Job(self._number, layer, entries, scoring, mail.query, mail.result, after, event)
             )
-        mail_s = self._backend.mail_s(query.nbytes, _result_bytes(result))
+        mail_s = self._backend.mail_s(query.nbytes, _result_bytes(mail.result))
         self._begun.append(_Begun(event, _read_bytes(query, entries), mail_s))
         return event
 
@@ -248,9 +265,8 @@ class HostLane:
         Returns:
             A partial result that holds until the next layer is begun.
         """
-        assert self._result is not None
         self._flag.wait(self._number)
-        return _partial([box.device for box in self._result], shape)
+        return self._views[shape].brought
 
     def busy(self) -> Busy:
         """Return for how long the cores attended to the layers that ended since the last call.
@@ -290,8 +306,8 @@ class HostLane:
             reason = STATUS.get(self._last.status, str(self._last.status))
             raise HeadraceError(f"the host's attention failed: {reason}")
 
-    def _mail(self, query: Tensor) -> tuple[Tensor, Tensor, Partial]:
-        """Return where queries are written, where the host finds them, and where its result goes.
+    def _mail(self, query: Tensor) -> _Mail:
+        """Return where queries of a shape, and their result, are for both sides.
 
         Mailboxes are made in the first step, and made anew only for more queries.
         """
@@ -308,10 +324,11 @@ class HostLane:
         views = self._views.get(query.shape)
         if views is None:
             size = query.numel()
-            views = self._views[query.shape] = (
+            views = self._views[query.shape] = _Mail(
                 self._query.device[:size],
                 self._query.host[:size].view(query.shape),
                 _partial([box.host for box in self._result], query.shape),
+                _partial([box.device for box in self._result], query.shape),
             )
         return views
 

@@ -6,7 +6,7 @@ width, N pages of a granule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from headrace.runtime.attention import (
     Accumulator,
     EntryTable,
     Partial,
+    Rotation,
     Scoring,
     attend,
     concatenate,
@@ -24,6 +25,27 @@ from headrace.runtime.attention import (
 )
 from headrace.runtime.gpu_kernels import kernels_for
 from headrace.runtime.granules import Granule
+from headrace.runtime.tail import put_newest
+
+
+class Results:
+    """Memory for partial results of a layer's entries, which layers share one after the other."""
+
+    def __init__(self) -> None:
+        self._made: dict[torch.Size, Partial] = {}
+
+    def of(self, entries: int, query: Tensor) -> Partial:
+        """Return room for the results of so many entries of queries ``[B, H, G, D]``."""
+        known = self._made.get(query.shape[1:])
+        if known is None or known.output.shape[0] != entries:
+            self._made.pop(query.shape[1:], None)
+            known = empty_partial((entries, *query.shape[1:]), query.device)
+            self._made[query.shape[1:]] = known
+        return known
+
+    def release(self) -> None:
+        """Let go of it: somebody else needs the memory."""
+        self._made.clear()
 
 
 class LayerAttention:
@@ -34,57 +56,130 @@ class LayerAttention:
 
     Args:
         query: grouped queries ``[B, H, G, D]``.
-        granules: all that will be attended to, in order, or none of them (windowed layers).
-        table: of their entries, and one or two more for each row (``layer_table``).
+        entries: of all granules that will be attended to, in order.
+        table: of these entries, and one or two more for each row (``layer_table``).
         scoring: scale and soft cap.
         workspace_bytes: bound on the partial results that are kept, and on scores.
+        results: memory that all layers' partial results share.
     """
 
     def __init__(
         self,
         query: Tensor,
-        granules: Sequence[Granule],
+        entries: int,
         table: EntryTable,
         scoring: Scoring,
         workspace_bytes: int,
+        results: Results,
     ) -> None:
         self._query = query
         self._table = table
         self._scoring = scoring
         self._workspace_bytes = workspace_bytes
-        self._entries = sum(granule.entries for granule in granules)
-        self._merge_once = self._entries * query[0].numel() * 4 <= workspace_bytes
+        self._entries = entries
+        self._merge_once = entries * query[0].numel() * 4 <= workspace_bytes
         self._kernels = kernels_for(query) if self._merge_once else None
-        self._buffer: Partial | None = None
+        self._results = results
+        self._room: Partial | None = None
         self._filled = 0
+        self._has_tail = False
         self._parts: list[Partial] = []
         self._new: Partial | None = None
         self._host: Partial | None = None
         self._accumulator: Accumulator | None = None
         self._whole: Tensor | None = None
+        if not self._merge_once:
+            results.release()
 
-    def attend_granule(self, granule: Granule, key: Tensor, value: Tensor) -> None:
-        """Attend to a granule's pages ``[N, H, T, D]``."""
-        room = None if self._kernels is None else self._room(granule.entries)
+    @property
+    def by_kernels(self) -> bool:
+        """Whether kernels of our own attend: they find pages in a pool, and rotate keys."""
+        return self._kernels is not None
+
+    def attend_granule(
+        self,
+        granule: Granule,
+        key: Tensor,
+        value: Tensor,
+        *,
+        rotation: Rotation | None = None,
+        in_pool: bool = False,
+    ) -> None:
+        """Attend to a granule's pages.
+
+        Args:
+            granule: which row sees which page.
+            key: keys of its pages ``[N, H, T, D]``, or of all pages of its pool.
+            value: their values.
+            rotation: how the keys are yet to be rotated (only ``by_kernels``), or None.
+            in_pool: whether they are those of the pool (only ``by_kernels``).
+        """
+        if self._kernels is not None:
+            first, self._filled = self._filled, self._filled + granule.entries
+            self._kernels.attend_pages(
+                self._query,
+                key,
+                value,
+                self._scoring,
+                self._made_room,
+                granule.entry_row,
+                granule.entry_number if in_pool else granule.entry_page,
+                granule.visible,
+                entries=granule.entries,
+                first=first,
+                rotation=rotation,
+            )
+            return
+        assert rotation is None
         part = attend_granule(
-            granule, self._query, key, value, self._scoring, self._workspace_bytes, room
+            granule, self._query, key, value, self._scoring, self._workspace_bytes
         )
         if self._merge_once:
             self._parts.append(part)
         else:
             self._accumulated.add(merge_entries(part, granule.table), granule.rows)
 
-    def _room(self, entries: int) -> Partial:
-        """Return where the next entries' results go: side by side, as they are merged."""
-        if self._buffer is None:
-            self._buffer = empty_partial(
-                (self._entries, *self._query.shape[1:]), self._query.device
-            )
-        some = slice(self._filled, self._filled + entries)
-        self._filled = some.stop
-        return Partial(
-            self._buffer.output[some], self._buffer.maximum[some], self._buffer.total[some]
+    @property
+    def _made_room(self) -> Partial:
+        """Where the results of all entries go, and of each row's newest tokens behind them."""
+        if self._room is None:
+            self._room = self._results.of(self._entries + len(self._query), self._query)
+        return self._room
+
+    def attend_tail(
+        self,
+        tail: tuple[Tensor, Tensor],
+        key: Tensor,
+        value: Tensor,
+        place_B111: Tensor,
+        seen_BT: Tensor,
+    ) -> None:
+        """Put each row's newest token into its tail, and attend to that.
+
+        Args:
+            tail: keys and values of the rows' tails, ``[B, H, T, D]``.
+            key: of the newest tokens, ``[B, H, 1, D]``.
+            value: likewise.
+            place_B111: int64; where in its tail a row's newest token goes.
+            seen_BT: bool; places of the tails that are seen, the new ones among them.
+        """
+        if self._kernels is None:
+            put_newest(tail, key, value, place_B111)
+            visible = seen_BT[:, None, None]
+            self._new = attend(self._query, *tail, self._scoring, visible)
+            return
+        fresh = (_with_heads_in_one(key), _with_heads_in_one(value), place_B111)
+        self._kernels.attend_pages(
+            self._query,
+            *tail,
+            self._scoring,
+            self._made_room,
+            visible_ET=seen_BT,
+            entries=len(self._query),
+            first=self._entries,
+            fresh=fresh,
         )
+        self._has_tail = True
 
     def add_new(self, result: Partial | Tensor) -> None:
         """Add the attention of all rows to what is on the device anyway."""
@@ -106,8 +201,8 @@ class LayerAttention:
     def merge(self) -> None:
         """Merge all parts into the output."""
         of_rows = [part for part in (self._new, self._host) if part is not None]
-        if self._kernels is not None and (self._buffer is not None or of_rows):
-            self._merge_by_kernel()
+        if self._kernels is not None and (self._room is not None or of_rows):
+            self._merge_by_kernel(self._kernels)
         elif self._parts:
             merged = merge_entries(concatenate([*self._parts, *of_rows]), self._table)
             self._whole = normalised(merged, self._query.dtype)
@@ -116,36 +211,17 @@ class LayerAttention:
                 self._accumulated.add(part)
             self._whole = self._accumulated.output(self._query.dtype)
 
-    def _merge_by_kernel(self) -> None:
-        assert self._kernels is not None
+    def _merge_by_kernel(self, kernels: ModuleType) -> None:
+        entries = self._entries + len(self._query) if self._has_tail else self._filled
         self._whole = torch.empty_like(self._query, memory_format=torch.contiguous_format)
-        parts = self._buffer or empty_partial((0, *self._query.shape[1:]), self._query.device)
-        self._kernels.merge_parts(parts, self._table, self._new, self._host, self._whole)
+        kernels.merge_parts(
+            self._room, self._table, self._new, self._host, self._whole, entries=entries
+        )
 
     def output(self) -> Tensor:
         """Return the normalised output ``[B, H, G, D]``."""
         assert self._whole is not None
         return self._whole
-
-
-def attend_own(
-    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, visible: Tensor
-) -> Partial:
-    """Attend each row's queries to its own keys.
-
-    Args:
-        query: grouped queries ``[B, H, G, D]``.
-        key: ``[B, H, T, D]``.
-        value: ``[B, H, T, D]``.
-        scoring: scale and soft cap.
-        visible: bool ``[B, 1, 1, T]``.
-    """
-    kernels = kernels_for(query)
-    if kernels is None:
-        return attend(query, key, value, scoring, visible)
-    result = empty_partial(query.shape, query.device)
-    kernels.attend_pages(query, key, value, scoring, result, visible_ET=visible[:, 0, 0])
-    return result
 
 
 def attend_granule(
@@ -155,7 +231,6 @@ def attend_granule(
     value: Tensor,
     scoring: Scoring,
     workspace_bytes: int,
-    room: Partial | None = None,
 ) -> Partial:
     """Attend to a granule; return the result of each of its entries.
 
@@ -166,11 +241,10 @@ def attend_granule(
         value: their values.
         scoring: scale and soft cap.
         workspace_bytes: bound on the scores that exist at once; queries are cut to keep it.
-        room: where the result goes, if kernels of our own make it; None: into new memory.
     """
     kernels = kernels_for(query)
     if kernels is not None:
-        result = room or empty_partial((granule.entries, *query.shape[1:]), query.device)
+        result = empty_partial((granule.entries, *query.shape[1:]), query.device)
         kernels.attend_pages(
             query,
             key,
@@ -201,3 +275,8 @@ def attend_granule(
         torch.cat([part.maximum for part in parts], dim=2),
         torch.cat([part.total for part in parts], dim=2),
     )
+
+
+def _with_heads_in_one(part: Tensor) -> Tensor:
+    """Return keys or values whose heads are each contiguous, copied if they are not."""
+    return part if part.stride(-1) == 1 else part.contiguous()

@@ -18,7 +18,7 @@ from headrace.runtime.attention import (
 )
 from headrace.runtime.conveyor import LayerWork
 from headrace.runtime.flat import FlatCache
-from headrace.runtime.layer_attention import attend_own
+from headrace.runtime.layer_attention import LayerAttention
 from headrace.runtime.pages import PageKind
 from headrace.runtime.prompt import attend_prompt
 from headrace.runtime.step import Step
@@ -91,12 +91,15 @@ class WorkMaker:
         """Return the work of a layer all of whose cache stays on the device."""
         window, flat = self._windows.of(layer), self._flat
 
-        def attend_new() -> Tensor | Partial:
+        def attend_new(attention: LayerAttention) -> None:
             if window is not None:
                 workspace = self._workspace_bytes
-                return window.attend(layer, grouped, key, value, step.column_Bq, scoring, workspace)
+                attention.add_new(
+                    window.attend(layer, grouped, key, value, step.column_Bq, scoring, workspace)
+                )
+                return
             assert flat is not None
-            return flat.attend(layer, query, key, value, scoring, step.spans)
+            attention.add_new(flat.attend(layer, query, key, value, scoring, step.spans))
 
         return LayerWork(grouped, scoring, attend_new, store=lambda: None)
 
@@ -111,15 +114,19 @@ class WorkMaker:
         scoring: Scoring,
         step: Step,
     ) -> LayerWork:
-        def attend_new() -> Partial | Tensor:
+        def attend_new(attention: LayerAttention) -> None:
             if step.moves.generated:
-                self._tail.write(layer, key, value, step.index, step.rows)
+                place = step.index.written_slots
+                assert place is not None
                 tail = self._tail.layer(layer, step.rows)
-                return attend_own(grouped, *tail, scoring, step.visible)
-            if step.fresh and step.spans is not None and scoring.softcap is None:
+                attention.attend_tail(tail, key, value, place, step.seen_BT)
+            elif step.fresh and step.spans is not None and scoring.softcap is None:
                 output = attend_prompt(query, key, value, scoring.scale, step.spans)
-                return group_queries(output, key.shape[1])
-            return self._attend_tail_and_new(layer, grouped, key, value, scoring, step)
+                attention.add_new(group_queries(output, key.shape[1]))
+            else:
+                attention.add_new(
+                    self._attend_tail_and_new(layer, grouped, key, value, scoring, step)
+                )
 
         def store() -> None:
             self._store_new(layer, activations, key, value, step)

@@ -152,10 +152,12 @@ class Loader:
         assert self._current is not None
         self._ring.release((self._current.base + operation.load_number) % self._slots)
         self._released += 1
+        self.start_loads()
 
     def note_done(self, operation: Operation, event: Event) -> None:
-        """Note the event of an operation of the step for which loads may wait."""
+        """Note the event of an operation of the step, and start what waits for it."""
         self._done[operation.index] = event
+        self.start_loads()
 
     def layer_done(self, layer: int) -> None:
         """Let the next step's loads of a layer start: the step's stores of it are started."""

@@ -4,7 +4,7 @@
 gathered and no page is copied. ``merge_parts`` brings all parts of a layer together. With torch's
 own operations, the same takes a dozen launches and as many passes over memory.
 
-This module needs Triton, which comes with torch's CUDA builds; ``gpu_attention`` chooses.
+This module needs Triton, which comes with torch's CUDA builds; ``gpu_kernels`` chooses.
 
 Shape suffixes: E entries (a page as one row sees it), B rows, P pages, H key/value heads, G query
 heads per key/value head times query tokens, T tokens of a page, D head width, N entries of a row.
@@ -19,9 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.runtime.attention import EntryTable, Partial, Scoring
+from headrace.runtime.attention import EntryTable, Partial, Rotation, Scoring
 
 _TOKENS_AT_ONCE = 64
+_ROTATED_AT_ONCE = 32
 _ENTRIES_AT_ONCE = 16
 _LEAST_DOT = 16
 """Tensor cores take no fewer rows."""
@@ -32,13 +33,25 @@ _WARPS = 2
 _ALIGNMENT = 16
 """Bytes; memory so aligned is read in the widest words."""
 
+_ROTATION = ("cos", "sin", "positions")
+_FRESH = ("fresh_key", "fresh_value", "fresh_place")
 _RESULT = ("output", "maximum", "total")
 _NEW = ("new_output", "new_maximum", "new_total")
 _HOST = ("host_output", "host_maximum", "host_total")
 
 
 # Sizes and strides are few, and known to the compiler; so the only arguments are pointers.
-@triton.jit(do_not_specialize_on_alignment=["entry_row", "entry_page", "visible", *_RESULT])
+@triton.jit(
+    do_not_specialize=["first"],
+    do_not_specialize_on_alignment=[
+        "entry_row",
+        "entry_page",
+        "visible",
+        *_ROTATION,
+        *_FRESH,
+        *_RESULT,
+    ],
+)
 def _attend_pages_kernel(
     query,
     key,
@@ -46,9 +59,16 @@ def _attend_pages_kernel(
     entry_row,
     entry_page,
     visible,
+    cos,
+    sin,
+    positions,
+    fresh_key,
+    fresh_value,
+    fresh_place,
     output,
     maximum,
     total,
+    first,
     scale: tl.constexpr,
     softcap: tl.constexpr,
     query_row: tl.constexpr,
@@ -60,6 +80,12 @@ def _attend_pages_kernel(
     value_page: tl.constexpr,
     value_head: tl.constexpr,
     value_token: tl.constexpr,
+    angle_row: tl.constexpr,
+    rotated: tl.constexpr,
+    fresh_key_page: tl.constexpr,
+    fresh_key_head: tl.constexpr,
+    fresh_value_page: tl.constexpr,
+    fresh_value_head: tl.constexpr,
     heads: tl.constexpr,
     tokens: tl.constexpr,
     grouped: tl.constexpr,
@@ -67,11 +93,15 @@ def _attend_pages_kernel(
     has_row: tl.constexpr,
     has_page: tl.constexpr,
     has_visible: tl.constexpr,
+    has_fresh: tl.constexpr,
     block_g: tl.constexpr,
     block_t: tl.constexpr,
     block_d: tl.constexpr,
 ):
-    """One program attends all queries of one key/value head to one entry."""
+    """One program attends all queries of one key/value head to one entry.
+
+    A page that is given a fresh token gets it in its memory, too; every head of it has one entry.
+    """
     entry = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
     row = tl.load(entry_row + entry) if has_row else entry
@@ -95,6 +125,33 @@ def _attend_pages_kernel(
         is_key = seen[:, None] & (dims < width)[None, :]
         k = tl.load(keys + places[:, None] * key_token + dims[None, :], mask=is_key, other=0.0)
         v = tl.load(values + places[:, None] * value_token + dims[None, :], mask=is_key, other=0.0)
+        if rotated > 0:
+            # The first half of a head's first numbers is rotated against the second.
+            half: tl.constexpr = rotated // 2
+            angle = tl.load(positions + page * tokens + places, mask=seen, other=0)
+            angles = angle[:, None] * angle_row + (dims % half)[None, :]
+            turns = is_key & (dims < rotated)[None, :]
+            c = tl.load(cos + angles, mask=turns, other=1.0).to(tl.float32)
+            s = tl.load(sin + angles, mask=turns, other=0.0).to(tl.float32)
+            s = tl.where((dims < half)[None, :], -s, s)
+            partner = tl.where(dims < half, dims + half, dims - half)
+            others = keys + places[:, None] * key_token + partner[None, :]
+            other = tl.load(others, mask=turns, other=0.0).to(tl.float32)
+            turned = k.to(tl.float32) * c + other * s
+            k = turned if block_g == 1 else turned.to(k.dtype)
+        if has_fresh:
+            fresh = tl.load(fresh_place + page)
+            in_head = dims < width
+            from_key = fresh_key + page * fresh_key_page + head * fresh_key_head
+            from_value = fresh_value + page * fresh_value_page + head * fresh_value_head
+            new_key = tl.load(from_key + dims, mask=in_head, other=0.0)
+            new_value = tl.load(from_value + dims, mask=in_head, other=0.0)
+            tl.store(keys + fresh * key_token + dims, new_key, mask=in_head)
+            tl.store(values + fresh * value_token + dims, new_value, mask=in_head)
+            # What is stored may not be there yet for all threads.
+            is_fresh = (places == fresh)[:, None]
+            k = tl.where(is_fresh, new_key[None, :], k)
+            v = tl.where(is_fresh, new_value[None, :], v)
         if block_g == 1:
             scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1)[None, :]
         else:
@@ -115,7 +172,7 @@ def _attend_pages_kernel(
         result = result * kept[:, None] + added
         largest = higher
 
-    at = (entry * heads + head) * grouped + ones
+    at = ((first + entry) * heads + head) * grouped + ones
     tl.store(maximum + at, largest, mask=ones < grouped)
     tl.store(total + at, sums, mask=ones < grouped)
     tl.store(output + at[:, None] * width + dims[None, :], result, mask=is_query)
@@ -258,6 +315,11 @@ def attend_pages(
     entry_row: Tensor | None = None,
     entry_page: Tensor | None = None,
     visible_ET: Tensor | None = None,
+    *,
+    entries: int | None = None,
+    first: int = 0,
+    rotation: Rotation | None = None,
+    fresh: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     """Attend each entry's queries to its page.
 
@@ -266,16 +328,24 @@ def attend_pages(
         key_PHTD: keys; D is contiguous.
         value_PHTD: values; D is contiguous.
         scoring: scale and soft cap.
-        result: float32, contiguous, is written: ``[E, H, G, D]``, ``[E, H, G]`` and ``[E, H, G]``.
+        result: float32, contiguous, is written: ``[R, H, G, D]``, ``[R, H, G]`` and ``[R, H, G]``.
         entry_row: int64 ``[E]``; the row of each entry, or None: entry e is of row e.
         entry_page: int64 ``[E]``; the page of each entry, or None: entry e is page e.
         visible_ET: bool, contiguous; places that are seen, or None: all.
+        entries: E, or None: R.
+        first: the result of entry e goes to ``first + e``.
+        rotation: how the keys are rotated first, or None: they are already.
+        fresh: a token for each page that is put into it first, or None: its keys ``[P, H, 1, D]``
+            and values, D being contiguous, and the place within the page, int64, P elements,
+            contiguous. Each page has one entry.
     """
-    entries, heads, grouped, width = result.output.shape
+    results, heads, grouped, width = result.output.shape
     tokens = key_PHTD.shape[2]
     none = query_BHGD
+    cos, sin, positions = (none, none, none) if rotation is None else rotation
+    new_key, new_value, place = (none, none, none) if fresh is None else fresh
     _attend_pages_launcher(
-        (entries * heads,),
+        ((results if entries is None else entries) * heads,),
         (
             query_BHGD,
             key_PHTD,
@@ -283,17 +353,25 @@ def attend_pages(
             none if entry_row is None else entry_row,
             none if entry_page is None else entry_page,
             none if visible_ET is None else visible_ET,
+            cos,
+            sin,
+            positions,
+            new_key,
+            new_value,
+            place,
             result.output,
             result.maximum,
             result.total,
         ),
-        (),
+        (first,),
         (
             scoring.scale,
             scoring.softcap or 0.0,
             *query_BHGD.stride()[:3],
             *key_PHTD.stride()[:3],
             *value_PHTD.stride()[:3],
+            *((0, 0) if rotation is None else (cos.stride(0), cos.shape[1])),
+            *((0, 0, 0, 0) if fresh is None else (*new_key.stride()[:2], *new_value.stride()[:2])),
             heads,
             tokens,
             grouped,
@@ -301,8 +379,9 @@ def attend_pages(
             entry_row is not None,
             entry_page is not None,
             visible_ET is not None,
+            fresh is not None,
             1 if grouped == 1 else _tile(grouped),
-            min(_TOKENS_AT_ONCE, _tile(tokens)),
+            min(_TOKENS_AT_ONCE if rotation is None else _ROTATED_AT_ONCE, _tile(tokens)),
             _tile(width),
         ),
         3,
@@ -319,20 +398,31 @@ def _contiguous(part: Partial) -> Partial:
 
 
 def merge_parts(
-    parts: Partial, table: EntryTable, new: Partial | None, host: Partial | None, merged: Tensor
+    parts: Partial | None,
+    table: EntryTable,
+    new: Partial | None,
+    host: Partial | None,
+    merged: Tensor,
+    *,
+    entries: int | None = None,
 ) -> None:
     """Merge and normalise everything that the rows of a layer have attended to.
 
     Args:
-        parts: of E entries, float32, contiguous.
+        parts: of entries, float32, contiguous; None: of none.
         table: each row's entries; those from E on are passed over.
         new: of each row ``[B, H, G, D]``, float32, or None.
         host: of each row likewise, contiguous, or None.
         merged: contiguous, is written: ``[B, H, G, D]``; 0 where nothing was visible.
+        entries: E, or None: all that ``parts`` has room for.
     """
     rows, heads, grouped, width = merged.shape
     places = table.index_NB.shape[0]
-    fresh, hosted = parts if new is None else _contiguous(new), host or parts
+    fresh = None if new is None else _contiguous(new)
+    some = next(part for part in (parts, fresh, host) if part is not None)
+    if parts is None:
+        entries = 0
+    parts, fresh, hosted = parts or some, fresh or some, host or some
     _merge_launcher(
         (rows * heads * grouped,),
         (
@@ -349,7 +439,7 @@ def merge_parts(
             hosted.total,
             merged,
         ),
-        (parts.output.shape[0], rows, places),
+        (parts.output.shape[0] if entries is None else entries, rows, places),
         (
             heads * grouped,
             width,

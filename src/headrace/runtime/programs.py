@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -43,6 +44,11 @@ class StepProgram:
     """Of all granules' entries, see ``layer_table``."""
     host: RowEntries | None = None
     """What the host attends to in each paged layer."""
+
+    @cached_property
+    def entries(self) -> int:
+        """Entries of all granules."""
+        return sum(granule.entries for granule in self.granules)
 
 
 @dataclass(frozen=True)

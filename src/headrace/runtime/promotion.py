@@ -118,11 +118,11 @@ class Promoter:
         """Rebuild a chunk that has come, and put its keys and values into their places."""
         self._backend.wait(event)
         positions = self._store.positions[[one.number for one in chunk]]
-        made = self._rebuild(layer, view_PTM, positions)
+        key, value, _ = self._rebuild(layer, view_PTM, positions)
         self._ring.release(slot)
         for place, one in enumerate(chunk):
             pages = self._store.pages(PageKind.RESIDENT, layer, one.page.number, 1)
-            for page, part in zip(pages, made, strict=True):
+            for page, part in zip(pages, (key, value), strict=True):
                 page[0].copy_(part[place])
 
 

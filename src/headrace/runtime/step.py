@@ -27,7 +27,7 @@ class Step:
         index: the same as tensors.
         fresh: whether no row had anything cached before.
         spans: rows by the span of their inputs, if each is contiguous.
-        visible: bool ``[B, 1, 1, T]``; places of the tail that are seen.
+        seen_BT: bool; places of the tail that are seen.
         tail_token: int64 ``[B, T]``; 0 for such a place, -1 for others (older than any query).
         column_Bq: int64; column of the padded batch of each input, -1 for padding.
     """
@@ -37,7 +37,7 @@ class Step:
     index: StepIndex
     fresh: bool
     spans: dict[tuple[int, int], list[int]] | None
-    visible: Tensor
+    seen_BT: Tensor
     tail_token: Tensor
     column_Bq: Tensor
 
@@ -72,15 +72,15 @@ class Step:
         device = index.token_Bq.device
         first = torch.tensor(first_column, device=device).view(-1, 1)
         column = torch.arange(index.token_Bq.shape[1], device=device) + first
-        visible = tail_visible(counts, hidden, block_tokens, device)
+        seen = tail_visible(counts, hidden, block_tokens, device)
         return cls(
             rows=rows,
             moves=moves,
             index=index,
             fresh=fresh,
             spans=row_spans(moves.new) if fresh else None,
-            visible=visible,
-            tail_token=visible[:, 0, 0].to(torch.int64) - 1,
+            seen_BT=seen,
+            tail_token=seen.to(torch.int64) - 1,
             column_Bq=torch.where(index.token_Bq >= 0, column, -1),
         )
 

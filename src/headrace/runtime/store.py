@@ -176,6 +176,11 @@ class PageStore:
                 return tuple(part[start : start + count] for part in extent.tensors[layer])
         raise IndexError(f"no page {first} of kind {kind.value}")
 
+    def pool(self, kind: PageKind, layer: int) -> tuple[Tensor, ...] | None:
+        """Return all pages of a pool, by their numbers, or None if they are not in one piece."""
+        extents = self._extents[kind]
+        return extents[0].tensors[layer] if len(extents) == 1 else None
+
     def gather(self, kind: PageKind, layer: int, numbers: Sequence[int]) -> tuple[Tensor, ...]:
         """Return pages of a pool as one tensor each: a view if they are one run, else a copy."""
         runs = self.runs(kind, numbers)

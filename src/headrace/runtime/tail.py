@@ -1,6 +1,6 @@
 """The newest tokens of each row, on the device.
 
-Shape suffixes: B rows, H key/value heads, T places of the tail, D head width, q new tokens.
+Shape suffixes: B rows, H key/value heads, T places of the tail, D head width, q new tokens, 1 one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headrace.runtime.lanes import Backend
-from headrace.runtime.moves import StepIndex, TailUpdate
+from headrace.runtime.moves import TailUpdate
 from headrace.runtime.store import LayerWidths
 
 
@@ -55,13 +55,6 @@ class Tail:
         some = slice(rows.start, rows.stop)
         return self._keys[layer][some], self._values[layer][some]
 
-    def write(self, layer: int, key: Tensor, value: Tensor, index: StepIndex, rows: range) -> None:
-        """Write some rows' one new token each, ``[B, H, 1, D]``, to its place."""
-        assert index.written_slots is not None
-        place = index.written_slots.expand(-1, key.shape[1], -1, key.shape[3])
-        for tail, new in zip(self.layer(layer, rows), (key, value), strict=True):
-            tail.scatter_(2, place, new)
-
     def update(
         self,
         layer: int,
@@ -80,6 +73,20 @@ class Tail:
         """Let row i become what row ``sources[i]`` was."""
         for tensors in (self._keys, self._values):
             select_rows(tensors, sources)
+
+
+def put_newest(tail: tuple[Tensor, Tensor], key: Tensor, value: Tensor, place_B111: Tensor) -> None:
+    """Put rows' newest tokens ``[B, H, 1, D]`` into their tails ``[B, H, T, D]``.
+
+    Args:
+        tail: keys and values of the rows' tails.
+        key: of the newest tokens.
+        value: likewise.
+        place_B111: int64; the place in its tail that a row's newest token gets.
+    """
+    place = place_B111.expand(-1, key.shape[1], -1, key.shape[3])
+    for part, new in zip(tail, (key, value), strict=True):
+        part.scatter_(2, place, new)
 
 
 def select_rows(tensors: dict[int, Tensor], sources: Sequence[int]) -> None:
@@ -103,7 +110,7 @@ def select_rows(tensors: dict[int, Tensor], sources: Sequence[int]) -> None:
 def tail_visible(
     lengths: list[int], hidden: list[set[int]], block_tokens: int, device: torch.device
 ) -> Tensor:
-    """Return which places of each row's tail are seen: bool ``[B, 1, 1, T]``.
+    """Return which places of each row's tail are seen: bool ``[B, T]``.
 
     Args:
         lengths: tokens in each row's tail.
@@ -116,4 +123,4 @@ def tail_visible(
     for row, places in enumerate(hidden):
         if places:
             visible[row, list(places)] = False
-    return visible.to(device, non_blocking=True)[:, None, None]
+    return visible.to(device, non_blocking=True)

@@ -7,7 +7,7 @@ from tests.support import CONFIGS, make_model
 from headrace.hf.observe import observe
 from headrace.model.kv_weights import FusedLinear, SeparateLinears
 from headrace.model.projection import KeyNorm, LayerProjection, find_projection
-from headrace.model.rotary import rotary_modules
+from headrace.model.rotary import _is_of_halves, rotary_modules, rotate_halves
 
 EXPECTED = {
     "llama": (SeparateLinears, KeyNorm.NONE, True, False),
@@ -111,6 +111,48 @@ def test_a_recipe_that_does_not_agree_says_by_how_much():
     reason = find_projection(layer.observation, rotary_modules(model))
     assert isinstance(reason, str)
     assert "differ from the model's own by" in reason
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "phi3", "gpt-neox", "gemma2"])
+def test_keys_before_their_rotation_are_rotated_by_halves(name):
+    for layer, projection in found(make_model(name)):
+        assert projection.rotates_last
+        seen = layer.observation
+        (key, value), (cos, sin) = projection.rebuild_unrotated(seen.activations)
+        width = cos.shape[-1]
+        tables = (table[seen.positions][:, None] for table in (cos, sin))
+        turned = rotate_halves(key[..., :width], *tables)
+        turned = torch.cat([turned, key[..., width:]], dim=-1)
+        torch.testing.assert_close(turned, seen.key, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, seen.value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+def test_keys_that_are_not_rotated_have_no_rotation_left(name):
+    for _, projection in found(make_model(name)):
+        assert not projection.rotates_last
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_only_a_rotation_of_halves_is_taken_for_one(dtype):
+    angles = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0)) * 6
+    cos, sin = (part.repeat(1, 1, 2).to(dtype) for part in (angles.cos(), angles.sin()))
+
+    def halves(query, key, cos, sin):
+        first, second = key.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return query, key * cos[:, None] + turned * sin[:, None]
+
+    def pairs(query, key, cos, sin):
+        turned = torch.stack([-key[..., 1::2], key[..., ::2]], dim=-1).flatten(-2)
+        return query, key * cos[:, None] + turned * sin[:, None]
+
+    def unlike(query, key, cos, sin):
+        return query, halves(query, key, cos, sin)[1] * 1.1
+
+    assert _is_of_halves(halves, (cos, sin))
+    assert not _is_of_halves(pairs, (cos, sin))
+    assert not _is_of_halves(unlike, (cos, sin))
 
 
 def test_tables_of_rotation_follow_the_positions_that_were_reserved():

@@ -15,6 +15,7 @@ import torch
 from headrace.runtime.attention import (
     EntryTable,
     Partial,
+    Rotation,
     Scoring,
     attend,
     concatenate,
@@ -29,6 +30,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 
 from tests.support import assert_same, generate, host_cache, make_batch, plain_cache, shared_model
 
+from headrace.model.rotary import rotate_halves
 from headrace.runtime import layer_attention, page_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,6 +114,101 @@ def test_without_entries_each_row_attends_to_its_own():
     check_same(result, exact(query, key, value, Scoring(0.125)), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize("grouped", [1, 3])
+@pytest.mark.parametrize(
+    ("tokens", "width", "rotated"), [(16, 64, 64), (64, 128, 128), (80, 80, 20)]
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_keys_are_rotated_on_the_way(dtype, grouped, tokens, width, rotated, hidden):
+    if DEVICE.type == "cpu" and dtype is torch.bfloat16 and grouped > 1:
+        pytest.skip("Triton's interpreter multiplies matrices of bfloat16 wrongly")
+    query = random(ROWS, HEADS, grouped, width, dtype=dtype)
+    both = random(PAGES, tokens, 2, HEADS, width, dtype=dtype)
+    key, value = both.permute(2, 0, 3, 1, 4).unbind()
+    angles = random(1000, rotated // 2).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    positions = torch.randint(1000, (PAGES, tokens), device=DEVICE)
+    entry_row = torch.randint(ROWS, (ENTRIES,), device=DEVICE)
+    entry_page = torch.randint(PAGES, (ENTRIES,), device=DEVICE)
+    visible = torch.rand(ENTRIES, tokens, device=DEVICE) > 0.4 if hidden else None
+    result = empty_partial((ENTRIES, HEADS, grouped, width), DEVICE)
+
+    page_kernels.attend_pages(
+        query,
+        key,
+        value,
+        Scoring(0.3),
+        result,
+        entry_row,
+        entry_page,
+        visible,
+        rotation=Rotation(cos, sin, positions),
+    )
+
+    turned = rotate_halves(
+        key[..., :rotated].double(),
+        cos[positions][:, None].double(),
+        sin[positions][:, None].double(),
+    )
+    if grouped > 1:
+        # As the tensor cores take them.
+        turned = turned.to(dtype).double()
+    whole = torch.cat([turned, key[..., rotated:].double()], dim=-1)
+    expected = exact(
+        query[entry_row],
+        whole[entry_page],
+        value[entry_page],
+        Scoring(0.3),
+        None if visible is None else visible[:, None, None].cpu(),
+    )
+    check_same(result, expected, ERROR[dtype])
+
+
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize("grouped", [1, 3])
+@pytest.mark.parametrize("tokens", [16, 80])
+def test_a_fresh_token_is_put_into_its_page_and_seen(dtype, grouped, tokens):
+    if DEVICE.type == "cpu" and dtype is torch.bfloat16 and grouped > 1:
+        pytest.skip("Triton's interpreter multiplies matrices of bfloat16 wrongly")
+    rows, width = 3, 64
+    query = random(rows, HEADS, grouped, width, dtype=dtype)
+    # Tails lie among those of other rows; new tokens are as a model's layer leaves them.
+    tails = [random(rows + 2, HEADS, tokens, width, dtype=dtype) for _ in range(2)]
+    before = [tail.clone() for tail in tails]
+    key, value = (random(rows, 1, HEADS, width, dtype=dtype).transpose(1, 2) for _ in range(2))
+    place = torch.tensor([0, tokens - 1, 5], device=DEVICE).view(-1, 1, 1, 1)
+    visible = torch.arange(tokens, device=DEVICE) <= place.view(-1, 1)
+    visible[2] = False
+    key_BHTD, value_BHTD = (tail[1 : rows + 1] for tail in tails)
+    room = empty_partial((rows + 4, HEADS, grouped, width), DEVICE)
+    for part in (room.output, room.maximum, room.total):
+        part.fill_(7.0)
+
+    page_kernels.attend_pages(
+        query,
+        key_BHTD,
+        value_BHTD,
+        Scoring(0.3),
+        room,
+        visible_ET=visible,
+        entries=rows,
+        first=2,
+        fresh=(key, value, place),
+    )
+
+    for tail, old, new in zip(tails, before, (key, value), strict=True):
+        for row, at in enumerate(place.flatten().tolist()):
+            old[row + 1, :, at] = new[row, :, 0]
+        assert torch.equal(tail, old)
+    expected = exact(query, key_BHTD, value_BHTD, Scoring(0.3), visible[:, None, None].cpu())
+    found = Partial(room.output[2:-2], room.maximum[2:-2], room.total[2:-2])
+    check_same(found, expected, ERROR[dtype])
+    for part in (room.output, room.maximum, room.total):
+        assert (part[:2] == 7).all()
+        assert (part[-2:] == 7).all()
+
+
 @pytest.mark.parametrize("grouped", [1, 3])
 @pytest.mark.parametrize("with_new", [False, True])
 @pytest.mark.parametrize("with_host", [False, True])
@@ -137,6 +234,29 @@ def test_parts_of_ragged_rows_are_merged(grouped, with_new, with_host, width):
     page_kernels.merge_parts(parts, table, new, host, merged)
 
     expected = normalised(merge_entries(concatenate([parts, *of_rows]), table), torch.float32)
+    assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_results_past_the_entries_are_passed_over():
+    parts = partial(6, HEADS, 1, 64)
+    table = EntryTable.of([[0, 2, 4], [1, 3, 5]], DEVICE)
+    merged = torch.empty(2, HEADS, 1, 64, device=DEVICE)
+
+    page_kernels.merge_parts(parts, table, None, None, merged, entries=4)
+
+    first = EntryTable.of([[0, 2], [1, 3]], DEVICE)
+    expected = normalised(merge_entries(parts, first), torch.float32)
+    assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_newest_alone_are_normalised():
+    new = partial(ROWS, HEADS, 1, 64)
+    merged = torch.empty(ROWS, HEADS, 1, 64, device=DEVICE)
+    table = EntryTable.of([[row] for row in range(ROWS)], DEVICE)
+
+    page_kernels.merge_parts(None, table, new, None, merged)
+
+    expected = normalised(new, torch.float32)
     assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
