@@ -22,7 +22,7 @@ from torch import Tensor
 from headrace.runtime.attention import EntryTable, Partial, Rotation, Scoring
 
 _TOKENS_AT_ONCE = 64
-_ROTATED_AT_ONCE = 32
+_ROTATED_AT_ONCE = 16
 _ENTRIES_AT_ONCE = 16
 _LEAST_DOT = 16
 """Tensor cores take no fewer rows."""
