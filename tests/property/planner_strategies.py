@@ -57,6 +57,8 @@ def machines(draw, latencies=(0.0,)):
             "dense_bytes_per_s": device * draw(st.floats(0.3, 1.0)),
             "rebuild_flops_per_s": gemm * draw(st.floats(0.3, 1.0)),
         }
+    if draw(st.booleans()):
+        measured["mail_bytes_per_s"] = link * draw(st.floats(0.05, 0.5))
     latency = draw(st.sampled_from(latencies))
     return HardwareProfile(
         name="random",

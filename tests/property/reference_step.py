@@ -84,7 +84,11 @@ class ReferenceStep:
             store += work.rows * kv if share["resident"] < 1 else 0.0
             if share["host"] > 0 and self.tokens:
                 results = self.size * width + 4 * shape.num_heads * (head_dim + 2)
-                alone += work.rows * results / min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+                slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
+                mail = work.rows * results / (profile.mail_bytes_per_s or slower)
+                alone += mail
+                # The device's own kernels write and read it, where that was measured.
+                fixed += mail if profile.mail_bytes_per_s else 0.0
                 host += self.tokens * share["host"] * kv / profile.host_attend_rate
         link = (weights + cache) / profile.h2d_bytes_per_s
         found = {

@@ -128,6 +128,8 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     yield _Figure(
         "a head's short page", profile.host_page_s, "host_page_s", to_device, format_seconds
     )
+    yield link("its queries and results", "mail_bytes_per_s", to_device)
+    yield _Figure("", profile.mail_call_s, "mail_call_s", "besides", format_seconds)
     for label, name in (
         ("a small copy", "copy_latency_s"),
         ("a small kernel", "launch_latency_s"),

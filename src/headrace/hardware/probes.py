@@ -41,6 +41,8 @@ EXTRA_FIELDS = (
     "host_attend_while_h2d_bytes_per_s",
     "host_page_s",
     "load_call_s",
+    "mail_bytes_per_s",
+    "mail_call_s",
     "rebuild_call_s",
     "rebuild_flops_per_s",
     "resident_attend_bytes_per_s",

@@ -24,6 +24,7 @@ _LATENCIES = (
     "launch_latency_s",
     "attend_call_s",
     "load_call_s",
+    "mail_call_s",
     "rebuild_call_s",
 )
 _DURATIONS = (*_LATENCIES, "host_page_s")
@@ -119,6 +120,10 @@ class HardwareProfile:
             ``host_attend_rate``.
         host_page_s: what each page of a head takes the host's attention, while H2D is busy, besides
             the bytes in it, or None. Its rates have in them what pages of 64 tokens take.
+        mail_bytes_per_s: rate at which the device's kernels write queries for the host's cores and
+            read their results, while H2D is busy, or None: see ``mail_rate``.
+        mail_call_s: what it takes besides until the cores have begun and the device knows that they
+            have ended, however little they attend to, or None: two small copies.
         attend_call_s: what attending to a granule on the device takes, however small it is, or
             None: see ``duration_s``.
         load_call_s: what starting a load takes the thread that launches the device's work, or None.
@@ -167,6 +172,8 @@ class HardwareProfile:
     dense_bytes_per_s: float | None = None
     host_attend_bytes_per_s: float | None = None
     host_page_s: float | None = None
+    mail_bytes_per_s: float | None = None
+    mail_call_s: float | None = None
     attend_call_s: float | None = None
     load_call_s: float | None = None
     rebuild_call_s: float | None = None
@@ -291,6 +298,20 @@ class HardwareProfile:
         """
         rate = self.resident_attend_bytes_per_s
         return self.attend_rate if rate is None else rate
+
+    @property
+    def mail_rate(self) -> float:
+        """Bytes a second at which queries go to the host's cores, and their results come back.
+
+        Where it was not measured: that of the link's slower direction.
+        """
+        slower = min(self.h2d_bytes_per_s, self.d2h_bytes_per_s)
+        return slower if self.mail_bytes_per_s is None else self.mail_bytes_per_s
+
+    @property
+    def mail_latency_s(self) -> float:
+        """Seconds that it takes besides, however few they are."""
+        return 2 * self.copy_latency_s if self.mail_call_s is None else self.mail_call_s
 
     def dense_rate(self, rows: float, *, resident: bool = False) -> float:
         """Return the rate at which decoding reads the weights, in bytes a second.

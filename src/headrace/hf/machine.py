@@ -12,6 +12,7 @@ from headrace.hardware.store import load_or_measure
 from headrace.hf import model_probes, step_probes
 from headrace.hf.attachment import attach, detach
 from headrace.hf.host_probes import HostProbes
+from headrace.hf.mail_probes import MailProbes
 from headrace.hf.shape import model_shape
 from headrace.hf.slice import small_model_of
 from headrace.hf.weights import placed_weights
@@ -66,6 +67,7 @@ def machine_profile(
                 "resident_attend_bytes_per_s": lambda _: model_probes.resident_attend_rate(*cache),
                 "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
                 **host.by_name(),
+                **MailProbes(*cache).by_name(),
                 "load_call_s": lambda _: model_probes.load_call_s(*cache[1:]),
                 **dense_probes(model, shape),
                 "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),

@@ -19,8 +19,8 @@ from headrace.model.cost import (
 )
 from headrace.model.shape import ModelShape
 from headrace.plan.batches import BatchWork, StepOrder
-from headrace.plan.demands import partial_bytes, query_bytes, short_pages
-from headrace.plan.device_time import PARTIAL_BYTES
+from headrace.plan.demands import short_pages
+from headrace.plan.device_time import PARTIAL_BYTES, mail_bytes
 from headrace.plan.granules import GranuleSpec
 from headrace.plan.operations import Kind, Operation, OperationList
 from headrace.plan.policies import Policy
@@ -48,7 +48,7 @@ class _LayerCosts:
     rebuild_weights: int
     attend_flops: int
     merge_bytes: int
-    host_link_bytes: int
+    mail_bytes: int
 
 
 @lru_cache(maxsize=64)
@@ -63,7 +63,7 @@ def _costs(shape: ModelShape, q_len: int) -> _LayerCosts:
         rebuild_weights=rebuild_weight_bytes(shape),
         attend_flops=attention_flops(shape, q_len, 1),
         merge_bytes=2 * PARTIAL_BYTES * q_len * shape.num_heads * shape.head_dim,
-        host_link_bytes=q_len * (query_bytes(shape) + partial_bytes(shape)),
+        mail_bytes=q_len * mail_bytes(shape),
     )
 
 
@@ -199,6 +199,7 @@ class StepBuilder:
             tokens=batch.rows * self._q_len,
             weights_number=self._weights.number if is_last else -1,
             waits_for=host,
+            mail_bytes=batch.rows * self._costs.mail_bytes if host else 0,
         )
         self._merges.append(merged)
         for kind, size_bytes in batch.stores[layer]:
@@ -211,7 +212,7 @@ class StepBuilder:
             Kind.HOST_ATTEND,
             Lane.HOST_ATTEND,
             layer,
-            link_bytes=batch.rows * self._costs.host_link_bytes,
+            link_bytes=batch.rows * self._costs.mail_bytes,
             memory_bytes=tokens * self._costs.kv_bytes,
             flops=tokens * self._costs.attend_flops,
             tokens=tokens,

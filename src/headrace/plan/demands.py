@@ -16,8 +16,7 @@ from headrace.model.cost import (
     all_layers_weight_bytes,
     kv_bytes_per_token,
 )
-from headrace.model.shape import ModelShape
-from headrace.plan.device_time import PARTIAL_BYTES, DeviceTime
+from headrace.plan.device_time import PARTIAL_BYTES, DeviceTime, mail_bytes
 from headrace.plan.resources import Demand, Rate, Resource, Term
 from headrace.plan.sharing import Sharing
 from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, StepWork, column
@@ -36,10 +35,7 @@ __all__ = [
     "column",
     "demands",
     "host_attention",
-    "host_link_bytes",
     "host_rate",
-    "partial_bytes",
-    "query_bytes",
 ]
 
 
@@ -66,16 +62,6 @@ def demands(work: StepWork, profile: HardwareProfile, paths: tuple[str, ...]) ->
     if work.serial:
         found += _serial(work, profile, paths, device)
     return found
-
-
-def partial_bytes(shape: ModelShape) -> int:
-    """Return the bytes of a row's partial result in one layer: output, maximum and sum."""
-    return PARTIAL_BYTES * shape.num_heads * (shape.head_dim + 2)
-
-
-def query_bytes(shape: ModelShape) -> int:
-    """Return the bytes of a row's queries in one layer."""
-    return shape.dtype_bytes * shape.num_heads * shape.head_dim
 
 
 def cache_loads(work: StepWork, profile: HardwareProfile, paths: tuple[str, ...]) -> Iterator[Term]:
@@ -175,18 +161,16 @@ def host_rate(
 def _host_results(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:
     """Yield the queries that go down before the host's attention, and the results that come up.
 
-    They are as many however few tokens the host attends to.
+    They are as many however few tokens the host attends to. Where the device's own kernels write
+    and read them it is their work (``DeviceTime.mails``).
     """
-    slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
-    rate = Rate.LINK if slower == profile.h2d_bytes_per_s else Rate.STORE
+    if profile.mail_bytes_per_s is not None:
+        return
+    rate = Rate.LINK if profile.mail_rate == profile.h2d_bytes_per_s else Rate.STORE
     for _, group, tokens in work.columns("host"):
         if tokens:
-            yield Term("", rate, group.layers * work.rows * host_link_bytes(group.shape) / slower)
-
-
-def host_link_bytes(shape: ModelShape) -> int:
-    """Return the bytes of a row's queries and partial result in one layer."""
-    return query_bytes(shape) + partial_bytes(shape)
+            size_bytes = group.layers * work.rows * mail_bytes(group.shape)
+            yield Term("", rate, size_bytes / profile.mail_rate)
 
 
 def _serial(

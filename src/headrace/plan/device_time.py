@@ -23,6 +23,15 @@ PARTIAL_BYTES = 4
 """Partial results are float32."""
 
 
+def mail_bytes(shape: ModelShape) -> int:
+    """Return the bytes of a row's queries for the host in one layer, and of its partial result.
+
+    That is an output, a maximum and a sum for each head.
+    """
+    queries = shape.dtype_bytes * shape.num_heads * shape.head_dim
+    return queries + PARTIAL_BYTES * shape.num_heads * (shape.head_dim + 2)
+
+
 class DeviceTime:
     """The seconds of a step's kernels. Each takes FLOPs / rate or bytes / rate, the longer one.
 
@@ -47,6 +56,8 @@ class DeviceTime:
         yield from self.new_tokens()
         yield from self.merges(self._work.rows)
         yield from self.cached(paths)
+        if "host" in paths:
+            yield from self.mails()
 
     def cached(self, paths: tuple[str, ...]) -> Iterator[Term]:
         """Yield what the tokens in pages take: attending, and rebuilding on that path."""
@@ -62,12 +73,26 @@ class DeviceTime:
         """Yield the work that the host's attention cannot overlap with: Q seconds.
 
         The host attends between a layer's dense work, which makes the queries, and its merge: never
-        during dense work, the head, the last merges, and what windowed layers attend to.
+        during dense work, the head, the last merges, and what windowed layers attend to; nor while
+        the device writes queries and reads results.
         """
         yield from self.dense()
         yield from self.new_tokens(windowed=True)
         yield from self.merges(self._work.rows, windowed=True)
         yield from self.merges(self._work.rows_merged_last, windowed=False)
+        yield from self.mails()
+
+    def mails(self) -> Iterator[Term]:
+        """Yield the queries that go to the host's cores, and their results: of all rows.
+
+        They are as many however few tokens the cores attend to. It is the device's work where its
+        own kernels write and read them, as was measured; else they travel beside it.
+        """
+        if self._profile.mail_bytes_per_s is None or not self._work.paged:
+            return
+        for group in self._groups(windowed=False):
+            size_bytes = group.layers * self._work.rows * mail_bytes(group.shape)
+            yield Term("", Rate.LINK, size_bytes / self._profile.mail_rate)
 
     def unhidden(self) -> Iterator[Term]:
         """Yield the work during which the paper's schedule brings nothing: U seconds.

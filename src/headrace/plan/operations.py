@@ -73,6 +73,8 @@ class Operation:
         waits_for: indices of operations of this program that must have finished. That a load may
             only refill a slot when the last reader of load ``n - S`` has finished is a property of
             the ring, and not listed here: who runs the program adds it.
+        mail_bytes: for ``MERGE``, bytes of the queries and results of the host's attention: the
+            device's own kernels write and read them, where that was measured.
         short_pages: for ``HOST_ATTEND``, how many more pages its heads have than if each had 64
             tokens.
     """
@@ -91,6 +93,7 @@ class Operation:
     fixed_s: float = 0.0
     is_short: bool = False
     waits_for: tuple[int, ...] = ()
+    mail_bytes: int = 0
     short_pages: float = 0.0
 
 
@@ -112,6 +115,7 @@ class OperationList(list[Operation]):
         fixed_s: float = 0.0,
         is_short: bool = False,
         waits_for: tuple[int, ...] = (),
+        mail_bytes: int = 0,
         short_pages: float = 0.0,
     ) -> int:
         """Append an operation (see ``Operation``) and return its index."""
@@ -132,6 +136,7 @@ class OperationList(list[Operation]):
                 fixed_s,
                 is_short,
                 waits_for,
+                mail_bytes,
                 short_pages,
             )
         )

@@ -27,8 +27,8 @@ from headrace.model.cost import (
     rebuild_weight_bytes,
 )
 from headrace.model.shape import LayerGroup
-from headrace.plan.demands import cache_loads, host_attention, host_link_bytes
-from headrace.plan.device_time import DeviceTime
+from headrace.plan.demands import cache_loads, host_attention
+from headrace.plan.device_time import DeviceTime, mail_bytes
 from headrace.plan.flow import LayerFlow, StepFlow
 from headrace.plan.geometry import Geometry, Pace
 from headrace.plan.program import Optimum
@@ -210,8 +210,8 @@ class StepEstimate:
 
     def _results_s(self, group: LayerGroup) -> float:
         """Return the seconds of queries and results of one layer, in a pass."""
-        slower = min(self._profile.h2d_bytes_per_s, self._profile.d2h_bytes_per_s)
-        return self._work.rows * host_link_bytes(group.shape) / slower / self._work.passes
+        size_bytes = self._work.rows * mail_bytes(group.shape) / self._work.passes
+        return size_bytes / self._profile.mail_rate
 
     def _pauses(self) -> tuple[float, ...]:
         """Return, for each full layer, the device's other work since the full layer before it."""

@@ -160,7 +160,7 @@ def optimise(
     ):
         if best is None or not paths or not set(paths) < set(choice.paths):
             continue
-        if not may_gain(best):
+        if not may_gain(best, profile):
             continue
         other = _solved(work, profile, limits, replace(choice, paths=paths))
         if other is not None and other.step_s <= best.step_s:
@@ -168,17 +168,19 @@ def optimise(
     return best
 
 
-def _host_may_cost(optimum: Optimum) -> bool:
+def _host_may_cost(optimum: Optimum, profile: HardwareProfile) -> bool:
     """Return whether a step may be shorter if the host attends to nothing at all.
 
     However few tokens it attends to, queries go down and results come up. If that does not bind,
     nothing is gained without it.
     """
     hosted = any(split.host > 0 for split in optimum.splits)
-    return not hosted or any(optimum.prices.get(row, 0.0) > 0 for row in _HOST_ROWS)
+    by_device = profile.mail_bytes_per_s is not None
+    rows = (*_HOST_ROWS, Resource.GPU.value) if by_device else _HOST_ROWS
+    return not hosted or any(optimum.prices.get(row, 0.0) > 0 for row in rows)
 
 
-def _stores_may_cost(optimum: Optimum) -> bool:
+def _stores_may_cost(optimum: Optimum, _: HardwareProfile) -> bool:
     """Return whether a step may be shorter if all is on the device, so that nothing is stored."""
     stored = any(split.resident < 1 for split in optimum.splits)
     return not stored or optimum.prices[Resource.STORE.value] > 0

@@ -121,7 +121,8 @@ def _changes(decider: Decider) -> Iterator[tuple[str, Decider]]:
 def scaled(profile: HardwareProfile, names: tuple[str, ...], factor: float) -> HardwareProfile:
     """Return a profile with some of its rates multiplied.
 
-    What short pages take the host's cores goes with their rate.
+    What short pages take the host's cores goes with their rate, and the rate of queries and
+    results with the link's.
     """
     changes: dict[str, object] = {}
     for name in names:
@@ -134,4 +135,6 @@ def scaled(profile: HardwareProfile, names: tuple[str, ...], factor: float) -> H
             changes[name] = {key: rate * factor for key, rate in value.items()}
     if "host_attend_bytes_per_s" in names and profile.host_page_s is not None:
         changes["host_page_s"] = profile.host_page_s / factor
+    if "h2d_bytes_per_s" in names and profile.mail_bytes_per_s is not None:
+        changes["mail_bytes_per_s"] = profile.mail_bytes_per_s * factor
     return replace(profile, **changes)  # type: ignore[arg-type]

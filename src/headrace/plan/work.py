@@ -24,15 +24,15 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
     Transfers take bytes / rate. Compute takes max(FLOPs / GEMM rate, bytes / memory rate), where
     the memory rate is that of attention, of dense decode work, or of the device's memory. The GEMM
     rate of a rebuild is the measured one of rebuilding, where there is one. The host's attention
-    takes bytes / its rate, what short pages take, and the transfers of queries and results.
+    takes bytes / its rate, what short pages take, and the transfers of queries and results. These
+    are part of the merge where the device's own kernels write and read them, as was measured.
     """
     if op.kind in _LOADS:
         return op.link_bytes / profile.h2d_bytes_per_s
     if op.kind in _STORES:
         return op.link_bytes / profile.d2h_bytes_per_s
     if op.kind is Kind.HOST_ATTEND:
-        slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
-        return _reading_s(op, profile) + op.link_bytes / slower
+        return _reading_s(op, profile) + _mail_s(op.link_bytes, profile, by_device=False)
     memory_bytes_per_s = profile.device_bytes_per_s
     if op.kind in (Kind.ATTEND, Kind.ATTEND_NEW):
         memory_bytes_per_s = profile.resident_attend_rate if op.is_short else profile.attend_rate
@@ -40,7 +40,14 @@ def operation_work_s(op: Operation, profile: HardwareProfile, dtype: str) -> flo
         memory_bytes_per_s = profile.dense_rate(op.tokens, resident=op.is_short)
     is_rebuild = op.kind is Kind.REBUILD
     flops_per_s = profile.rebuild_rate(dtype) if is_rebuild else profile.gemm_rate(dtype)
-    return max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s) + op.fixed_s
+    kernel_s = max(op.flops / flops_per_s, op.memory_bytes / memory_bytes_per_s)
+    return kernel_s + op.fixed_s + _mail_s(op.mail_bytes, profile, by_device=True)
+
+
+def _mail_s(size_bytes: int, profile: HardwareProfile, *, by_device: bool) -> float:
+    """Return the seconds of queries and results, if they are the device's work, or if not."""
+    measured = profile.mail_bytes_per_s is not None
+    return size_bytes / profile.mail_rate if measured is by_device else 0.0
 
 
 def _reading_s(op: Operation, profile: HardwareProfile) -> float:
@@ -52,13 +59,13 @@ def _reading_s(op: Operation, profile: HardwareProfile) -> float:
 def operation_s(op: Operation, profile: HardwareProfile, dtype: str) -> float:
     """Return how long an operation takes at full speed, what each copy or call takes included.
 
-    The host's attention has the latency of two copies: queries go down and results come up.
+    The host's attention has the latency of queries that go down and of results that come up.
     """
     seconds = operation_work_s(op, profile, dtype)
     if op.lane is Lane.COMPUTE:
         return profile.duration_s(seconds, _call_s(op, profile))
-    copies = 2 if op.lane is Lane.HOST_ATTEND else 1
-    return seconds + copies * profile.copy_latency_s
+    is_host = op.lane is Lane.HOST_ATTEND
+    return seconds + (profile.mail_latency_s if is_host else profile.copy_latency_s)
 
 
 def _call_s(op: Operation, profile: HardwareProfile) -> float | None:
