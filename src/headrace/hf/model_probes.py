@@ -33,6 +33,9 @@ from headrace.timeline import Lane
 
 _PAGE_TOKENS = 64
 _GRANULE_BYTES = 1 << 26
+_GPU_GRANULE_BYTES = 1 << 28
+"""On a GPU: attending to it takes longer than launching that, on a busy host too."""
+
 _RESIDENT_ROWS = 8
 _GRANULES_IN_A_ROW = 4
 _CALLS_IN_A_ROW = 16
@@ -56,7 +59,8 @@ def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> 
         Bytes a second.
     """
     page_bytes = 2 * shape.d_kv * _PAGE_TOKENS * dtype.itemsize
-    pages = max(2, _GRANULE_BYTES // page_bytes)
+    granule_bytes = _GPU_GRANULE_BYTES if device.type == "cuda" else _GRANULE_BYTES
+    pages = max(2, granule_bytes // page_bytes)
     attend = _attending(shape, device, dtype, pages)
     seconds = median_s(attend, device, _GRANULES_IN_A_ROW)
     return pages * page_bytes / seconds
