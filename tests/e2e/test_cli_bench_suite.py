@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from tests.e2e.in_process import assert_refused, run_here
@@ -84,7 +85,9 @@ def test_first_tokens_are_compared_with_the_plain_models(measured):
 def test_sizes_and_budget_that_differ_from_what_is_asked_are_said(measured):
     (case,) = json.loads(measured.stdout)["cases"]
     assert case["asked"]["rows"] == 16
-    assert (case["workload"]["rows"], case["workload"]["prompt_len"]) == (2, 64)
+    # A slow machine has a slow link, and takes a row less.
+    assert case["workload"]["rows"] in (1, 2)
+    assert case["workload"]["prompt_len"] == 64
     assert case["workload"]["layers"] == 1
     assert any("at most so much was asked for" in words for words in case["adapted"])
     assert any(words.startswith("device memory 16GiB asked") for words in case["adapted"])
@@ -113,7 +116,8 @@ def test_the_report_says_the_bound_before_the_figures(stored_profile, capsys):
     words = ("--policies", "stream,auto", "--rivals", "none", "--quiet")
     done = run_here(capsys, "bench", "rivals-opt-6.7b", *TINY, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "all 32 layers asked, 2 rows × 64 tokens, 1 of 32 layers (1/8 as wide)" in done.stdout
+    asked, taken = "all 32 layers asked", r"[12] rows × 64 tokens, 1 of 32 layers \(1/8 as wide\)"
+    assert re.search(f"{asked}, {taken}", done.stdout)
     assert done.stdout.index("stream: bound") < done.stdout.index("tokens/s")
     assert "Compared with stream over the first 4 tokens" in done.stdout
     assert "transformers" not in done.stdout

@@ -24,7 +24,6 @@ from headrace.runtime.conveyor import Conveyor
 from headrace.runtime.cpu_lanes import CpuBackend
 from headrace.runtime.moves import FillBatch
 from headrace.runtime.staging import POISON
-from headrace.runtime.tail import Tail
 from headrace.timeline import D2H_LANES, H2D_LANES, Lane
 
 CLEAR_ERROR = 1e-3
@@ -220,7 +219,7 @@ def test_a_position_that_is_off_by_one(monkeypatch):
 
 
 def test_the_last_token_of_the_tail_is_lost(monkeypatch):
-    monkeypatch.setattr(Tail, "write", lambda *args: None)
+    monkeypatch.setattr(layer_attention, "put_newest", lambda *args: None)
     assert_fails(policy="stream", fraction=None)
 
 

@@ -14,7 +14,7 @@ from headrace.plan.workload import Workload
 from headrace.timeline import Origin
 
 DTYPES = ("float32", "bfloat16", "float16")
-LINK = ("h2d_bytes_per_s", "h2d_while_host_bytes_per_s")
+LINK = ("h2d_bytes_per_s", "h2d_while_host_bytes_per_s", "mail_bytes_per_s")
 HOST = ("host_attend_bytes_per_s", "host_while_h2d_bytes_per_s")
 DEVICE_MEMORY = ("device_bytes_per_s", "attend_bytes_per_s", "dense_bytes_per_s")
 ARITHMETIC = ("gemm_flops_per_s", "rebuild_flops_per_s")

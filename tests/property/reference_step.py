@@ -86,9 +86,11 @@ class ReferenceStep:
                 results = self.size * width + 4 * shape.num_heads * (head_dim + 2)
                 slower = min(profile.h2d_bytes_per_s, profile.d2h_bytes_per_s)
                 mail = work.rows * results / (profile.mail_bytes_per_s or slower)
+                if profile.mail_bytes_per_s:
+                    # The device's own kernels write and read it, as part of the merges.
+                    fixed += mail
+                    mail *= merged_last / work.rows
                 alone += mail
-                # The device's own kernels write and read it, where that was measured.
-                fixed += mail if profile.mail_bytes_per_s else 0.0
                 host += self.tokens * share["host"] * kv / profile.host_attend_rate
         link = (weights + cache) / profile.h2d_bytes_per_s
         found = {

@@ -57,7 +57,7 @@ class DeviceTime:
         yield from self.merges(self._work.rows)
         yield from self.cached(paths)
         if "host" in paths:
-            yield from self.mails()
+            yield from self.mails(self._work.rows)
 
     def cached(self, paths: tuple[str, ...]) -> Iterator[Term]:
         """Yield what the tokens in pages take: attending, and rebuilding on that path."""
@@ -80,10 +80,10 @@ class DeviceTime:
         yield from self.new_tokens(windowed=True)
         yield from self.merges(self._work.rows, windowed=True)
         yield from self.merges(self._work.rows_merged_last, windowed=False)
-        yield from self.mails()
+        yield from self.mails(self._work.rows_merged_last)
 
-    def mails(self) -> Iterator[Term]:
-        """Yield the queries that go to the host's cores, and their results: of all rows.
+    def mails(self, rows: float) -> Iterator[Term]:
+        """Yield the queries of so many rows that go to the host's cores, and their results.
 
         They are as many however few tokens the cores attend to. It is the device's work where its
         own kernels write and read them, as was measured; else they travel beside it.
@@ -91,7 +91,7 @@ class DeviceTime:
         if self._profile.mail_bytes_per_s is None or not self._work.paged:
             return
         for group in self._groups(windowed=False):
-            size_bytes = group.layers * self._work.rows * mail_bytes(group.shape)
+            size_bytes = group.layers * rows * mail_bytes(group.shape)
             yield Term("", Rate.LINK, size_bytes / self._profile.mail_rate)
 
     def unhidden(self) -> Iterator[Term]:
