@@ -34,7 +34,7 @@ from headrace.timeline import Lane
 _PAGE_TOKENS = 64
 _GRANULE_BYTES = 1 << 26
 _GPU_GRANULE_BYTES = 1 << 28
-"""On a GPU: attending to it takes longer than launching that, on a busy host too."""
+"""On a GPU: attending to so much takes longer than launching that, on a busy host too."""
 
 _RESIDENT_ROWS = 8
 _GRANULES_IN_A_ROW = 4
@@ -59,11 +59,14 @@ def attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> 
         Bytes a second.
     """
     page_bytes = 2 * shape.d_kv * _PAGE_TOKENS * dtype.itemsize
-    granule_bytes = _GPU_GRANULE_BYTES if device.type == "cuda" else _GRANULE_BYTES
-    pages = max(2, granule_bytes // page_bytes)
+    pages = max(2, _attended_bytes(device) // page_bytes)
     attend = _attending(shape, device, dtype, pages)
     seconds = median_s(attend, device, _GRANULES_IN_A_ROW)
     return pages * page_bytes / seconds
+
+
+def _attended_bytes(device: torch.device) -> int:
+    return _GPU_GRANULE_BYTES if device.type == "cuda" else _GRANULE_BYTES
 
 
 def resident_attend_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
@@ -73,7 +76,7 @@ def resident_attend_rate(shape: ModelShape, device: torch.device, dtype: torch.d
         Bytes a second.
     """
     row_bytes = 2 * shape.d_kv * dtype.itemsize
-    tokens = max(1, _GRANULE_BYTES // (_RESIDENT_ROWS * row_bytes))
+    tokens = max(1, _attended_bytes(device) // (_RESIDENT_ROWS * row_bytes))
     size = (_RESIDENT_ROWS, shape.num_kv_heads, tokens, shape.head_dim)
     keys, values = _keys_and_values(size, device, dtype)
     query = _queries(shape, device, dtype, _RESIDENT_ROWS)
