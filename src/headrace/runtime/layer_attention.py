@@ -27,6 +27,9 @@ from headrace.runtime.gpu_kernels import kernels_for
 from headrace.runtime.granules import Granule
 from headrace.runtime.tail import put_newest
 
+_SHAPES_KEPT = 2
+"""Of queries, for whose results there is memory: a model's layers may have two widths."""
+
 
 class Results:
     """Memory for partial results of a layer's entries, which layers share one after the other."""
@@ -38,6 +41,9 @@ class Results:
         """Return room for the results of so many entries of queries ``[B, H, G, D]``."""
         known = self._made.get(query.shape[1:])
         if known is None or known.output.shape[0] != entries:
+            if known is None and len(self._made) >= _SHAPES_KEPT:
+                self.release()
+            # What it had before is given back first.
             self._made.pop(query.shape[1:], None)
             known = empty_partial((entries, *query.shape[1:]), query.device)
             self._made[query.shape[1:]] = known

@@ -12,14 +12,12 @@ heads per key/value head times query tokens, T tokens of a page, D head width, N
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from headrace.runtime.attention import EntryTable, Partial, Rotation, Scoring
+from headrace.runtime.triton_launcher import Launcher
 
 _TOKENS_AT_ONCE = 64
 _ROTATED_AT_ONCE = 16
@@ -29,9 +27,6 @@ _LEAST_DOT = 16
 
 _WARPS = 2
 """Of a program; measured on an H100, where either kernel then reads at 2.7 to 2.9 TB/s."""
-
-_ALIGNMENT = 16
-"""Bytes; memory so aligned is read in the widest words."""
 
 _ROTATION = ("cos", "sin", "positions")
 _FRESH = ("fresh_key", "fresh_value", "fresh_place")
@@ -256,54 +251,8 @@ def _merge_kernel(
     tl.store(merged + of_row * width + dims, result.to(merged.dtype.element_ty), mask=in_head)
 
 
-class _Launcher:
-    """Launches a kernel, past Triton's own look-up once it has been compiled.
-
-    That look-up takes longer than most kernels here, for it goes through every argument.
-
-    Args:
-        kernel: its arguments are pointers, numbers, and constants, in this order.
-    """
-
-    def __init__(self, kernel) -> None:
-        self._kernel = kernel
-        self._compiled: dict[tuple[object, ...], Any] = {}
-
-    def __call__(
-        self,
-        grid: tuple[int],
-        pointers: tuple[Tensor, ...],
-        numbers: tuple[int, ...],
-        constants: tuple[object, ...],
-        aligned: int = 0,
-    ) -> None:
-        """Launch on the current stream.
-
-        Args:
-            grid: programs.
-            pointers: whose memory is read and written.
-            numbers: further arguments, for which nothing is compiled anew.
-            constants: known when the kernel is compiled.
-            aligned: so many of the first pointers are compiled for as they are aligned.
-        """
-        first = pointers[0]
-        if not first.is_cuda:
-            self._kernel[grid](*pointers, *numbers, *constants)
-            return
-        misaligned = any(pointer.data_ptr() % _ALIGNMENT for pointer in pointers[:aligned])
-        key = (pointers[-1].dtype, first.dtype, first.device.index, misaligned, constants)
-        compiled = self._compiled.get(key)
-        if compiled is None:
-            made = self._kernel[grid](*pointers, *numbers, *constants, num_warps=_WARPS)
-            self._compiled[key] = made
-            return
-        stream = torch._C._cuda_getCurrentRawStream(first.device.index)
-        addresses = [pointer.data_ptr() for pointer in pointers]
-        compiled[(*grid, 1, 1)](*addresses, *numbers, *constants, stream=stream)
-
-
-_attend_pages_launcher = _Launcher(_attend_pages_kernel)
-_merge_launcher = _Launcher(_merge_kernel)
+_attend_pages_launcher = Launcher(_attend_pages_kernel, _WARPS)
+_merge_launcher = Launcher(_merge_kernel, _WARPS)
 
 
 def attend_pages(
