@@ -23,8 +23,8 @@ READ_VERSIONS = (1, 2, 3, 4, 5)
 """Files of other versions are not read.
 
 1 has no rates of the host's attention beside the link, 2 none of dense work by rows, 3 nothing of
-what short pages take, nor of attention to contiguous rows, 4 nothing of the way of
-queries and results.
+what short pages take, nor of attention to contiguous rows, 4 nothing of the way of queries
+and results.
 """
 
 

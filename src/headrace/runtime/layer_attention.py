@@ -39,15 +39,16 @@ class Results:
 
     def of(self, entries: int, query: Tensor) -> Partial:
         """Return room for the results of so many entries of queries ``[B, H, G, D]``."""
-        known = self._made.get(query.shape[1:])
-        if known is None or known.output.shape[0] != entries:
-            if known is None and len(self._made) >= _SHAPES_KEPT:
+        shape = query.shape[1:]
+        made = self._made.pop(shape, None)
+        if made is None or made.output.shape[0] != entries:
+            if len(self._made) >= _SHAPES_KEPT:
                 self.release()
-            # What it had before is given back first.
-            self._made.pop(query.shape[1:], None)
-            known = empty_partial((entries, *query.shape[1:]), query.device)
-            self._made[query.shape[1:]] = known
-        return known
+            # What there was before is given back first.
+            made = None
+            made = empty_partial((entries, *shape), query.device)
+        self._made[shape] = made
+        return made
 
     def release(self) -> None:
         """Let go of it: somebody else needs the memory."""
