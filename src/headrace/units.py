@@ -79,6 +79,11 @@ def format_seconds(duration_s: float) -> str:
     return _scaled(duration_s * 1e9, 1000, ["ns", "µs", "ms", "s"])
 
 
+def format_ratio(ratio: float) -> str:
+    """Return how many times as much something is: ``1.85 ×``."""
+    return f"{ratio:.2f} ×"
+
+
 def format_count(count: float) -> str:
     """Return a count: ``131,072`` in full below a million, then such as ``6.7 billion``."""
     if not math.isfinite(count) or round(abs(count)) < 10**6:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from headrace.cli.output import table
 from headrace.hardware.profile import UNPACED
-from headrace.units import format_bytes, format_flops, format_rate, format_seconds
+from headrace.units import format_bytes, format_flops, format_rate, format_ratio, format_seconds
 
 if TYPE_CHECKING:
     from headrace.hardware.profile import HardwareProfile, Measurement
@@ -138,6 +138,21 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
         ("starting a load", "load_call_s"),
     ):
         yield _Figure(label, getattr(profile, name), name, "in a row of its like", format_seconds)
+    for label, name in (
+        ("launching a layer", "launch_layer_s"),
+        ("kernel by kernel", "launch_plain_layer_s"),
+        ("and a granule of K/V", "launch_stream_s"),
+        ("and one of X", "launch_rebuild_s"),
+        ("and the host's attention", "launch_host_s"),
+    ):
+        yield _Figure(label, getattr(profile, name), name, "in a step", format_seconds)
+    yield _Figure(
+        "launching takes longer",
+        profile.launch_while_attend,
+        "launch_while_attend",
+        "while the cores attend",
+        format_ratio,
+    )
 
 
 def _of_rows(profile: HardwareProfile) -> Iterator[_Figure]:

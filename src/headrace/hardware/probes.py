@@ -31,7 +31,7 @@ from headrace.hardware.probe_figures import (
 )
 from headrace.hardware.profile import UNPACED, HardwareProfile, Measurement, RowsPoint
 from headrace.timeline import Origin
-from headrace.units import format_flops, format_rate, format_seconds
+from headrace.units import format_flops, format_rate, format_ratio, format_seconds
 
 EXTRA_FIELDS = (
     "attend_bytes_per_s",
@@ -40,6 +40,12 @@ EXTRA_FIELDS = (
     "host_attend_bytes_per_s",
     "host_attend_while_h2d_bytes_per_s",
     "host_page_s",
+    "launch_host_s",
+    "launch_layer_s",
+    "launch_plain_layer_s",
+    "launch_rebuild_s",
+    "launch_stream_s",
+    "launch_while_attend",
     "load_call_s",
     "mail_bytes_per_s",
     "mail_call_s",
@@ -176,9 +182,9 @@ def add_extra_probes(
     Args:
         profile: what was measured so far.
         extra_probes: by name, a callable that is given ``profile``, measures once and returns
-            bytes, or FLOPs, a second, or seconds. The names of ``EXTRA_FIELDS`` become fields of
-            the profile, and it is called once more to warm up; those of ``CURVES`` become points
-            of them, and warm themselves up. All are kept in ``measurements``.
+            bytes, or FLOPs, a second, or seconds, or a ratio. The names of ``EXTRA_FIELDS`` become
+            fields of the profile, and it is called once more to warm up; those of ``CURVES`` become
+            points of them, and warm themselves up. All are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.
     """
@@ -244,8 +250,9 @@ def _pace_of(name: str, profile: HardwareProfile) -> float | None:
 
 
 def _words(name: str, figure: float) -> str:
-    """Return a figure as its name says: FLOPs a second, bytes a second, or seconds."""
+    """Return a figure as its name says: FLOPs or bytes a second, seconds, or a ratio."""
     if name.endswith("_flops_per_s"):
         return format_flops(figure)
-    is_rate = name.endswith(("_per_s", "]"))
-    return format_rate(figure) if is_rate else format_seconds(figure)
+    if name.endswith(("_per_s", "]")):
+        return format_rate(figure)
+    return format_seconds(figure) if name.endswith("_s") else format_ratio(figure)

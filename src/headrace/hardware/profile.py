@@ -26,6 +26,11 @@ _LATENCIES = (
     "load_call_s",
     "mail_call_s",
     "rebuild_call_s",
+    "launch_layer_s",
+    "launch_plain_layer_s",
+    "launch_stream_s",
+    "launch_rebuild_s",
+    "launch_host_s",
 )
 _DURATIONS = (*_LATENCIES, "host_page_s")
 
@@ -128,6 +133,13 @@ class HardwareProfile:
             None: see ``duration_s``.
         load_call_s: what starting a load takes the thread that launches the device's work, or None.
         rebuild_call_s: what rebuilding a granule takes, however small it is, or None.
+        launch_layer_s: what a layer of a step takes the thread that launches the device's work, and
+            this and the next three with all that it does besides, or None: see ``plan.launching``.
+        launch_plain_layer_s: the same where no forward is replayed, but each kernel launched.
+        launch_stream_s: more of it, for each granule of K/V that is loaded and attended to.
+        launch_rebuild_s: likewise, of X.
+        launch_host_s: more of it, for a layer in which the host's cores attend.
+        launch_while_attend: how many times as long launching takes while they do.
         rebuild_flops_per_s: rate at which K/V are rebuilt from staged X, layout and norms and
             rotation included, or None: see ``rebuild_rate``.
         h2d_curve: rate by transfer size, ascending by size.
@@ -177,6 +189,12 @@ class HardwareProfile:
     attend_call_s: float | None = None
     load_call_s: float | None = None
     rebuild_call_s: float | None = None
+    launch_layer_s: float | None = None
+    launch_plain_layer_s: float | None = None
+    launch_stream_s: float | None = None
+    launch_rebuild_s: float | None = None
+    launch_host_s: float | None = None
+    launch_while_attend: float | None = None
     rebuild_flops_per_s: float | None = None
     h2d_curve: tuple[RatePoint, ...] = ()
     d2h_curve: tuple[RatePoint, ...] = ()
@@ -387,7 +405,7 @@ class HardwareProfile:
             (label, value)
             for label, value in vars(self).items()
             if label.endswith(("_bytes_per_s", "_memory_bytes"))
-            or label in ("gemm_while_h2d_flops_per_s", "rebuild_flops_per_s")
+            or label in ("gemm_while_h2d_flops_per_s", "rebuild_flops_per_s", "launch_while_attend")
         ]
         figures += [
             (f"gemm_flops_per_s[{key}]", rate) for key, rate in self.gemm_flops_per_s.items()

@@ -16,15 +16,15 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from headrace.errors import ProfileError
 from headrace.hardware.profile import HardwareProfile
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Raised when a field is added or changes its meaning."""
 
-READ_VERSIONS = (1, 2, 3, 4, 5)
+READ_VERSIONS = (1, 2, 3, 4, 5, 6)
 """Files of other versions are not read.
 
 1 has no rates of the host's attention beside the link, 2 none of dense work by rows, 3 nothing of
 what short pages take, nor of attention to contiguous rows, 4 nothing of the way of queries
-and results.
+and results, 5 nothing of what launching takes in steps.
 """
 
 

@@ -256,8 +256,7 @@ class AttachedCache(Cache):
         scoring: Scoring,
     ) -> Tensor:
         """Attend one layer's new tokens to the whole context (called by the attention function)."""
-        assert self._paged is not None
-        return self._paged.attend(layer, activations, query, key, value, scoring)
+        return self.paged.attend(layer, activations, query, key, value, scoring)
 
     @property
     def decode(self) -> DecodeLayer | None:

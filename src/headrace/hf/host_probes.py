@@ -48,6 +48,8 @@ _COPIES_IN_A_ROW = 8
 _LEAST_COPY_BYTES = 1 << 10
 _LONGEST_COPY_S = 0.01
 _REPEATS = 7
+_LAUNCHES = 200
+"""In a row; a device's queue has room for more."""
 
 
 class HostProbes:
@@ -73,8 +75,10 @@ class HostProbes:
             "host_attend_while_h2d_bytes_per_s": self.attend_rate_beside_link,
             "h2d_while_attend_bytes_per_s": self.link_rate_beside_attention,
         }
-        # In an emulation the cores are held to a rate, whatever pages there are.
-        return probes | {"host_page_s": self.page_s} if self._device.type == "cuda" else probes
+        if self._device.type != "cuda":
+            # In an emulation the cores are held to a rate, whatever pages there are.
+            return probes
+        return probes | {"host_page_s": self.page_s, "launch_while_attend": self.slowed_launching}
 
     def close(self) -> None:
         """Give back the pages; the next figure makes others."""
@@ -149,6 +153,21 @@ class HostProbes:
         with busy(CpuProbeDevice(), self._attending[_PAGE_TOKENS]):
             seconds = statistics.median(self._link.seconds(copies) for _ in range(_REPEATS))
         return _COPIES_IN_A_ROW * _COPY_BYTES / seconds
+
+    def slowed_launching(self, _: HardwareProfile) -> float:
+        """Measure once how many times as long launching takes while the cores attend.
+
+        Returns:
+            The ratio, 1 or more.
+        """
+        number = torch.zeros(1, device=self._device)
+
+        def launch_s() -> float:
+            return median_s(lambda: number.add_(1), self._device, _LAUNCHES)
+
+        alone_s = launch_s()
+        with busy(CpuProbeDevice(), self._attending[_PAGE_TOKENS]):
+            return max(1.0, launch_s() / alone_s)
 
     def _call_s(self, page_tokens: int) -> float:
         return median_s(self._attending[page_tokens], torch.device("cpu"))

@@ -12,6 +12,7 @@ from headrace.hardware.store import load_or_measure
 from headrace.hf import model_probes, step_probes
 from headrace.hf.attachment import attach, detach
 from headrace.hf.host_probes import HostProbes
+from headrace.hf.launch_probes import LaunchProbes
 from headrace.hf.mail_probes import MailProbes
 from headrace.hf.shape import model_shape
 from headrace.hf.slice import small_model_of
@@ -69,6 +70,7 @@ def machine_profile(
                 **host.by_name(),
                 **MailProbes(*cache).by_name(),
                 "load_call_s": lambda _: model_probes.load_call_s(*cache[1:]),
+                **LaunchProbes(model, shape).by_name(),
                 **dense_probes(model, shape),
                 "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
                 "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),

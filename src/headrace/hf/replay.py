@@ -42,6 +42,9 @@ _LOGIT_BYTES = 4
 _TOLERANCE = 4
 """Allowed difference from the model's own forward, in units of the element type's precision."""
 
+AttendInto = Callable[[int, Tensor, Tensor, Tensor, Scoring, Tensor], None]
+"""Does the same as a ``DecodeLayer``, and writes the output where the last argument says."""
+
 RunModel = Callable[[Tensor, Tensor, DecodeLayer], Tensor]
 """(ids ``[B, 1]``, positions ``[B, 1]``, what attends) to logits ``[B, 1, V]``."""
 
@@ -159,13 +162,13 @@ class RecordedForward:
         self._begin()
         return output
 
-    def run(self, tokens: Sequence[int], positions: Sequence[int], attend: DecodeLayer) -> Tensor:
+    def run(self, tokens: Sequence[int], positions: Sequence[int], attend: AttendInto) -> Tensor:
         """Run it.
 
         Args:
             tokens: B token ids.
             positions: their positions.
-            attend: what attends.
+            attend: what attends, and writes each layer's output.
 
         Returns:
             Logits ``[B, 1, V]``, which the next run overwrites.
@@ -173,7 +176,7 @@ class RecordedForward:
         self._inputs.copy_(torch.tensor([tokens, positions])[:, :, None])
         for graph, call in zip(self._graphs, self._calls, strict=False):
             graph.replay()
-            call.output.copy_(attend(call.layer, call.query, call.key, call.value, call.scoring))
+            attend(call.layer, call.query, call.key, call.value, call.scoring, call.output)
         self._graphs[-1].replay()
         return self._logits
 
@@ -189,7 +192,7 @@ class RecordedForward:
         tokens, positions = list(range(1, rows + 1)), list(range(7, rows + 7))
         inputs = torch.tensor([tokens, positions])[:, :, None].to(self._inputs.device)
         expected = run(inputs[0], inputs[1], _stand_in).float()
-        found = self.run(tokens, positions, _stand_in)
+        found = self.run(tokens, positions, _stand_in_into)
         allowed = _TOLERANCE * torch.finfo(found.dtype).eps * float(expected.abs().max())
         error = float((found.float() - expected).abs().max())
         if not error <= allowed:
@@ -204,6 +207,12 @@ def _stand_in(layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Sc
     grouped = query.reshape(rows, key.shape[1], -1, q_len, width)
     mixed = grouped * scoring.scale + key[:, :, None] + value[:, :, None]
     return mixed.reshape(query.shape).transpose(1, 2)
+
+
+def _stand_in_into(
+    layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, output: Tensor
+) -> None:
+    output.copy_(_stand_in(layer, query, key, value, scoring))
 
 
 class Replays:

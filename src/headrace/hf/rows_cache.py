@@ -55,13 +55,16 @@ class RowsCache(AttachedCache):
         workload: the most rows there will be at once, and the usual lengths of their prompts and
             of what they generate: what is planned for, and what memory is taken for now.
         options: what is asked of the cache.
+        record: whether forwards may be recorded, to be replayed.
 
     Raises:
         MemoryBudgetError: the workload does not fit the budgets.
         UnsupportedModelError: the model cannot be served.
     """
 
-    def __init__(self, model: nn.Module, workload: Workload, options: CacheOptions) -> None:
+    def __init__(
+        self, model: nn.Module, workload: Workload, options: CacheOptions, *, record: bool = True
+    ) -> None:
         accepted = inspect.signature(model.forward).parameters
         if "position_ids" not in accepted:
             raise UnsupportedModelError(
@@ -75,10 +78,10 @@ class RowsCache(AttachedCache):
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._forward: _Forward | None = None
         self._instead: DecodeLayer | None = None
-        placed = self._attachment.placed is not None
-        self._replays = Replays(
-            self._run_instead, self._device, "its weights move" if placed else None
-        )
+        reason = "its weights move" if self._attachment.placed is not None else None
+        if not record:
+            reason = "it was not to be recorded"
+        self._replays = Replays(self._run_instead, self._device, reason)
         self.capacity = workload.rows
         """Rows that there is room for on the device."""
         try:
@@ -236,17 +239,23 @@ class RowsCache(AttachedCache):
         failed = True
         try:
             self.begin_forward(self._attachment, {"position_ids": torch.tensor(first)[:, None]})
-            logits = recorded.run(tokens, first, self.decode or self._attend_generated)
+            logits = recorded.run(tokens, first, self._attend_generated)
             failed = False
         finally:
             self.end_forward(failed)
         return logits[:, -1].float()
 
     def _attend_generated(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
-    ) -> Tensor:
-        """Attend one layer's new tokens, of which no X is kept."""
-        return self.attend_layer(layer, None, query, key, value, scoring)
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+        output: Tensor,
+    ) -> None:
+        """Attend one layer's new tokens, of which no X is kept, and write the output."""
+        self.paged.attend(layer, None, query, key, value, scoring, output)
 
     @property
     def decode(self) -> DecodeLayer | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
 from headrace.model.shape import ModelShape
 from headrace.plan.decided import Decision
 from headrace.plan.geometry import Geometry, choose_geometry, staging_choices
+from headrace.plan.launching import Launching
 from headrace.plan.memory import (
     cache_bytes_per_token,
     fixed_gpu_items,
@@ -84,8 +86,9 @@ class Decider:
         """
         nominal = self._nominal(policy)
         shared = "resident" in self.paths(policy)
-        first = self.at(policy, schedule, self._geometry(policy, nominal, shared))
-        found = [first]
+        usual = self._geometry(policy, nominal, shared)
+        first = self._by_work(policy, schedule, usual)
+        found = [self._with_launching(first)]
         for geometry in self._staging(first, nominal):
             found.append(self.at(policy, schedule, geometry))
             if sum(one.fits for one in found) > _DECIDED:
@@ -108,6 +111,11 @@ class Decider:
         work = self.step_work(decision.policy, decision.schedule, decision.geometry)
         return StepEstimate(work, self.profile, decision.optimum)
 
+    @staticmethod
+    def _launches(estimate: StepEstimate, geometry: Geometry) -> bool:
+        """Return whether it matters how many granules are loaded."""
+        return estimate.launch_s(geometry) > 0 and any(estimate.granules(geometry))
+
     def _staging(self, first: Decision, nominal: Split) -> list[Geometry]:
         """Return ways to cut the cache, the best first by what a first decision says of them.
 
@@ -117,7 +125,7 @@ class Decider:
         estimate = self._estimate(first)
         policy, rows, context = first.policy, self.workload.rows, self.workload.mean_context
         pace = estimate.pace()
-        cut, launches = first.split, estimate.launch_s(first.geometry) > 0
+        cut, launches = first.split, self._launches(estimate, first.geometry)
         choices = [
             *staging_choices(
                 *(self.shape, rows, context, cut),
@@ -161,16 +169,41 @@ class Decider:
 
         Where none fits, it lacks as little memory as can be.
         """
+        return self._with_launching(self._by_work(policy, schedule, geometry))
+
+    def _by_work(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Decision:
+        """Return the best decision where launching takes no time."""
         paths = self.paths(policy)
         best = self._decided(policy, schedule, geometry, paths)
         for fewer in self._fewer(best, paths):
             other = self._decided(policy, schedule, geometry, fewer)
-            if other is not None and (best is None or _is_better(other, best)):
+            if other is not None and (best is None or self._is_better(other, best)):
                 best = other
         if best is None:
             limits = replace(self.limits(policy, geometry, paths), lacking=True)
             best = self._solved(policy, schedule, geometry, paths, limits)
         assert best is not None
+        return best
+
+    def _with_launching(self, decided: Decision) -> Decision:
+        """Return a decision, or one that takes fewer calls if launching it takes longer than work.
+
+        A path costs calls in every layer, however little it brings, and a forward whose weights are
+        streamed is launched kernel by kernel. No linear program knows that.
+        """
+        best, policy = decided, decided.policy
+        if not decided.fits or self._launch_s(decided) <= decided.optimum.step_s:
+            return decided
+        asked = "recompute" if self.options.recompute_fraction is not None else ""
+        spared = [path for path in self.paths(policy) if path not in ("resident", asked)]
+        fewer = list(_without_some(self.paths(policy), spared if policy is Policy.AUTO else []))
+        for streams in dict.fromkeys((self.options.stream_weights, False)):
+            for paths in (self.paths(policy), *fewer):
+                other = self._decided(
+                    policy, decided.schedule, decided.geometry, paths, stream_weights=streams
+                )
+                if other is not None and self._is_better(other, best):
+                    best = other
         return best
 
     @staticmethod
@@ -188,8 +221,35 @@ class Decider:
                 if set(kept) < set(paths):
                     yield kept
 
+    def _launch_s(self, decision: Decision) -> float:
+        """Return how long launching a step takes, where that was measured; else 0."""
+        work = self.step_work(decision.policy, decision.schedule, decision.geometry)
+        launching = Launching(self.profile)
+        return launching.step_s(
+            work,
+            decision.geometry,
+            decision.optimum.splits,
+            streams_weights=decision.weights_streamed > 0,
+        )
+
+    def _is_better(self, one: Decision, other: Decision) -> bool:
+        """Return whether a decision lacks less memory than another, or fits and is faster."""
+        if one.fits and other.fits:
+            return self.least_s(one) < self.least_s(other)
+        return one.lacking_bytes < other.lacking_bytes
+
+    def least_s(self, decision: Decision) -> float:
+        """Return the least time of a decision's step, by its work and by its launching."""
+        return max(decision.optimum.step_s, self._launch_s(decision))
+
     def _decided(
-        self, policy: Policy, schedule: Schedule, geometry: Geometry, paths: tuple[str, ...]
+        self,
+        policy: Policy,
+        schedule: Schedule,
+        geometry: Geometry,
+        paths: tuple[str, ...],
+        *,
+        stream_weights: bool = True,
     ) -> Decision | None:
         """Return the best decision that takes some paths, or None if none fits.
 
@@ -198,11 +258,17 @@ class Decider:
         the decision lacks what the rounding takes.
         """
         limits = self.limits(policy, geometry, paths)
-        decided = self._solved(policy, schedule, geometry, paths, limits)
+
+        def solved(limits: MemoryLimits) -> Decision | None:
+            return self._solved(
+                policy, schedule, geometry, paths, limits, stream_weights=stream_weights
+            )
+
+        decided = solved(limits)
         if decided is None or decided.fits:
             return decided
         left = limits.host_left - self.rounding_bytes(geometry)
-        again = self._solved(policy, schedule, geometry, paths, replace(limits, host_left=left))
+        again = solved(replace(limits, host_left=left))
         return decided if again is None else again
 
     def _solved(
@@ -212,10 +278,13 @@ class Decider:
         geometry: Geometry,
         paths: tuple[str, ...],
         limits: MemoryLimits,
+        *,
+        stream_weights: bool = True,
     ) -> Decision | None:
         """Return the program's solution in whole pages."""
         work = self.step_work(policy, schedule, geometry)
         choice = self.choice(policy, geometry, paths)
+        choice = replace(choice, stream_weights=choice.stream_weights and stream_weights)
         optimum = optimise(work, self.profile, limits, choice)
         return None if optimum is None else self._rounded(policy, schedule, geometry, optimum)
 
@@ -399,11 +468,13 @@ class Decider:
         )
 
 
-def _is_better(one: Decision, other: Decision) -> bool:
-    """Return whether a decision lacks less memory than another, or fits as well and is faster."""
-    if one.fits and other.fits:
-        return one.optimum.step_s < other.optimum.step_s
-    return one.lacking_bytes < other.lacking_bytes
+def _without_some(paths: tuple[str, ...], spared: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield paths without one or more of those that may be spared; at least one is left."""
+    for count in range(1, len(spared) + 1):
+        for left_out in combinations(spared, count):
+            kept = tuple(path for path in paths if path not in left_out)
+            if kept:
+                yield kept
 
 
 def _least(allowed: float | None, available: float) -> float:

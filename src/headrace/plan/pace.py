@@ -31,6 +31,7 @@ from headrace.plan.demands import cache_loads, host_attention
 from headrace.plan.device_time import DeviceTime, mail_bytes
 from headrace.plan.flow import LayerFlow, StepFlow
 from headrace.plan.geometry import Geometry, Pace
+from headrace.plan.launching import Launching, granules_of, total
 from headrace.plan.program import Optimum
 from headrace.plan.resources import Resource, Term
 from headrace.plan.sharing import Sharing
@@ -61,6 +62,7 @@ class StepEstimate:
         self._values = optimum.columns(self._groups)
         self._link_s = optimum.seconds[Resource.LINK]
         self._device = DeviceTime(work, profile)
+        self._launching = Launching(profile)
         self._kept = tuple(self._device.cached(("resident",)))
         self._staged = tuple(self._device.cached(("stream", "recompute")))
         self._loads = tuple(cache_loads(work, profile, ("stream", "recompute")))
@@ -91,22 +93,41 @@ class StepEstimate:
         return most
 
     def launch_s(self, geometry: Geometry) -> float:
-        """Return how long launching the calls for all granules of a step takes at the least.
+        """Return how long launching a step takes the thread that does it.
 
         0 on a CPU, where a call is part of its work. On a GPU the work hides it, as long as whoever
-        launches is quick enough.
+        launches is quick enough. Where it was not measured in steps, it is that of the granules, as
+        calls in a row take it.
         """
         profile = self._profile
         if profile.device != "cuda":
             return 0.0
-        streams, rebuilds, _, _ = self._granules(geometry)
+        if self._launching.measured:
+            return self._launching.step_s(
+                self._work,
+                geometry,
+                self._optimum.splits,
+                streams_weights=self._optimum.weights_streamed > 0,
+            )
+        streams, rebuilds = self.granules(geometry)
         attend_s = (profile.attend_call_s or 0.0) + (profile.load_call_s or 0.0)
         return (streams + rebuilds) * attend_s + rebuilds * (profile.rebuild_call_s or 0.0)
 
+    def granules(self, geometry: Geometry) -> tuple[float, float]:
+        """Return the loads of K/V and of X in a step."""
+        return total(granules_of(self._work, geometry, self._optimum.splits))
+
     def seconds(self, geometry: Geometry) -> float:
         """Return about how long a step takes where the cache is cut in a given way."""
+        if self._launching.measured:
+            return max(self._worked_s(geometry), self.launch_s(geometry))
+        return self._worked_s(geometry)
+
+    def _worked_s(self, geometry: Geometry) -> float:
+        """Return the same for a thread that launches all at once."""
         profile = self._profile
-        streams, rebuilds, rebuild_s, read_s = self._granules(geometry)
+        streams, rebuilds = self.granules(geometry)
+        rebuild_s, read_s = self._rebuilt(geometry)
         copies_s = (streams + rebuilds) * profile.copy_latency_s
         # A slot holds what was loaded into it, which for X may be less than fits.
         cache_s = sum(self._group_s(group, self._loads) for group in self._groups)
@@ -254,27 +275,18 @@ class StepEstimate:
         """Return the seconds of work that no column changes."""
         return sum(term.seconds for term in terms)
 
-    def _granules(self, geometry: Geometry) -> tuple[float, float, float, float]:
-        """Return the loads of K/V and of X in a step, at least one a layer of what there is.
+    def _rebuilt(self, geometry: Geometry) -> tuple[float, float]:
+        """Return the seconds for which the longest granule of X keeps the device busy.
 
-        And the seconds for which a granule of X keeps the device busy, and those by which small
-        ones make rebuilding slower, as each of them reads the projections' weights.
+        And those by which small ones make rebuilding slower: each reads the projections' weights.
         """
-        streams = rebuilds = longest_s = read_s = 0.0
-        pages = self._work.paged_tokens / geometry.block_tokens / self._work.batches
-        for group, split in zip(self._groups, self._optimum.splits, strict=True):
-            batches = group.layers * self._work.batches
-            if split.stream > 0:
-                most = geometry.pages_per_granule(kv_bytes_per_token(group.shape))
-                streams += batches * max(1.0, split.stream * pages / most)
-            if split.recompute > 0:
-                most = geometry.rebuilt_pages_per_granule(activation_bytes_per_token(group.shape))
-                count = max(1.0, split.recompute * pages / most)
-                tokens = split.recompute * pages / count * geometry.block_tokens
-                rebuilds += batches * count
+        longest_s = read_s = 0.0
+        for found in granules_of(self._work, geometry, self._optimum.splits):
+            if found.rebuilds:
+                group, tokens = found.group, found.rebuilt_tokens
                 longest_s = max(longest_s, tokens * self._device.rebuilt_token_s(group.shape))
-                read_s += batches * count * self._weights_s(group, tokens)
-        return streams, rebuilds, longest_s, read_s
+                read_s += found.rebuilds * self._weights_s(group, tokens)
+        return longest_s, read_s
 
     def _weights_s(self, group: LayerGroup, tokens: float) -> float:
         """Return by how much reading the weights prolongs the rebuilding of some tokens."""

@@ -15,6 +15,7 @@ from headrace.model.shape import ModelShape
 from headrace.plan.decision import Decider, Decision
 from headrace.plan.demands import Demand, demands, host_rate
 from headrace.plan.geometry import Geometry
+from headrace.plan.launching import Launching
 from headrace.plan.options import PlanOptions
 from headrace.plan.policies import Policy, Split
 from headrace.plan.program import Choice, MemoryLimits, optimise
@@ -192,6 +193,8 @@ class _Step:
         self._work = decider.step_work(Policy.AUTO, Schedule.ROW, replanner.geometry)
         self._profile = profile
         self._weights_streamed = options.weights_streamed or 0.0
+        self._geometry = replanner.geometry
+        self._launching = Launching(profile)
         self._asked: dict[tuple[str, ...], list[Demand]] = {}
 
     def seconds(self, split: Split) -> float:
@@ -199,7 +202,12 @@ class _Step:
         paths, values = self._paths(split), self._values(split)
         if paths not in self._asked:
             self._asked[paths] = demands(self._work, self._profile, paths)
-        return max(one.seconds(values) for one in self._asked[paths])
+        splits = [split] * len(self._work.shape.groups)
+        streams_weights = self._weights_streamed > 0
+        launch_s = self._launching.step_s(
+            self._work, self._geometry, splits, streams_weights=streams_weights
+        )
+        return max(launch_s, *(one.seconds(values) for one in self._asked[paths]))
 
     def host_rate(self, split: Split) -> float:
         """Return the bytes a second at which the host's cores attend."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 from headrace.hardware.profile import HardwareProfile
+from headrace.plan.launching import Launching
 from headrace.plan.operations import Kind, Operation, Program
 from headrace.plan.resources import Resource
 from headrace.plan.work import (
@@ -31,6 +33,9 @@ __all__ = [
 ]
 
 _RESOURCES = (Resource.LINK, Resource.STORE, Resource.GPU, Resource.HOST)
+_LAUNCHED = (Lane.COMPUTE, Lane.HOST_ATTEND)
+
+T = TypeVar("T")
 
 
 def simulate(
@@ -48,8 +53,9 @@ def simulate(
     operations in program order, one at a time. An operation starts when its resource is free and
     what it waits for has finished. A load also waits for the last reader of the load that was in
     its slot, over step boundaries; where the program has no look-ahead it waits for the end of the
-    step before. While the link and the cores are both busy they share host memory (``Sharing``):
-    each goes on at the rate that is then left to it.
+    step before. Compute, and the host's attention, also wait until they are launched, which begins
+    when the step before has ended (``Launching``). While the link and the cores are both busy they
+    share host memory (``Sharing``): each goes on at the rate that is then left to it.
 
     Args:
         program: the program of every step, or one for each step in turn.
@@ -119,6 +125,8 @@ class _Run:
         self._step_gap_s = step_gap_s
         self._finish = [[-1.0] * len(program.operations) for program in programs]
         self._work = _durations(programs, profile, dtype)
+        launching = Launching(profile)
+        self._launched = _of_each(programs, lambda one: launching.launched_s(one.operations))
         self._queues: dict[Resource, list[tuple[int, Operation]]] = {
             resource: [] for resource in _RESOURCES
         }
@@ -127,11 +135,7 @@ class _Run:
         for step, program in enumerate(programs):
             self._enqueue(step, program)
         self._last_compute = [_last_compute(program) for program in programs]
-        of_program = {
-            id(program): shared_speeds(program, profile, dtype)
-            for program in {id(program): program for program in programs}.values()
-        }
-        self._shared_speeds = [of_program[id(program)] for program in programs]
+        self._shared_speeds = _of_each(programs, lambda one: shared_speeds(one, profile, dtype))
 
     def go(self) -> None:
         """Run everything."""
@@ -187,10 +191,17 @@ class _Run:
             ready = max(ready, self._finished_s(reader))
             if step and not self._programs[step].lookahead:
                 ready = max(ready, self._finished_s((step - 1, self._last_compute[step - 1])))
-        elif step and op.kind is Kind.DENSE and op.layer == 0:
-            end = self._finished_s((step - 1, self._last_compute[step - 1]))
-            ready = max(ready, end + self._step_gap_s)
+        elif lane in _LAUNCHED:
+            launched_s = self._launched[step][op.index]
+            if launched_s or (op.kind is Kind.DENSE and op.layer == 0):
+                ready = max(ready, self._begun_s(step) + launched_s)
         return ready
+
+    def _begun_s(self, step: int) -> float:
+        """Return when a step begins: its tokens are known, and launching it is begun."""
+        if not step:
+            return 0.0
+        return self._finished_s((step - 1, self._last_compute[step - 1])) + self._step_gap_s
 
     def _finished_s(self, where: tuple[int, int] | None) -> float:
         if where is None:
@@ -319,8 +330,13 @@ def _durations(
     programs: Sequence[Program], profile: HardwareProfile, dtype: str
 ) -> list[list[float]]:
     """Return for each step the durations of its operations at full speed, latency included."""
-    of_program = {
-        id(program): [operation_s(op, profile, dtype) for op in program.operations]
-        for program in {id(program): program for program in programs}.values()
-    }
+    return _of_each(
+        programs, lambda one: [operation_s(op, profile, dtype) for op in one.operations]
+    )
+
+
+def _of_each(programs: Sequence[Program], found: Callable[[Program], T]) -> list[T]:
+    """Return what is found for each program, once for those that are the same."""
+    known = {id(program): program for program in programs}
+    of_program = {key: found(program) for key, program in known.items()}
     return [of_program[id(program)] for program in programs]

@@ -70,12 +70,14 @@ class LayerWork:
         scoring: scale and soft cap.
         attend_new: adds the attention to what is on the device anyway.
         store: starts the layer's stores.
+        into: where the output is best written, in the queries' shape, or None.
     """
 
     query: Tensor
     scoring: Scoring
     attend_new: Callable[[LayerAttention], None]
     store: Callable[[], None]
+    into: Tensor | None = None
 
 
 class Conveyor:
@@ -162,6 +164,7 @@ class Conveyor:
             work.scoring,
             self._workspace_bytes,
             self._results,
+            work.into,
         )
         for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:

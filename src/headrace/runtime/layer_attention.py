@@ -68,6 +68,7 @@ class LayerAttention:
         scoring: scale and soft cap.
         workspace_bytes: bound on the partial results that are kept, and on scores.
         results: memory that all layers' partial results share.
+        into: where kernels write the output, contiguous, in the queries' shape; None: somewhere.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class LayerAttention:
         scoring: Scoring,
         workspace_bytes: int,
         results: Results,
+        into: Tensor | None = None,
     ) -> None:
         self._query = query
+        self._into = into
         self._table = table
         self._scoring = scoring
         self._workspace_bytes = workspace_bytes
@@ -220,7 +223,9 @@ class LayerAttention:
 
     def _merge_by_kernel(self, kernels: ModuleType) -> None:
         entries = self._entries + len(self._query) if self._has_tail else self._filled
-        self._whole = torch.empty_like(self._query, memory_format=torch.contiguous_format)
+        self._whole = self._into
+        if self._whole is None:
+            self._whole = torch.empty_like(self._query, memory_format=torch.contiguous_format)
         kernels.merge_parts(
             self._room, self._table, self._new, self._host, self._whole, entries=entries
         )

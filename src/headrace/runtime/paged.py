@@ -302,6 +302,7 @@ class PagedCache:
         key: Tensor,
         value: Tensor,
         scoring: Scoring,
+        output: Tensor | None = None,
     ) -> Tensor:
         """Attend a layer's queries to all tokens of their rows, and keep the new ones.
 
@@ -312,16 +313,22 @@ class PagedCache:
             key: ``[B, H, q, D]``, after position embedding.
             value: ``[B, H, q, D]``.
             scoring: scale, soft cap and window.
+            output: where the output of a step of one input goes, contiguous; None: somewhere.
 
         Returns:
             The output ``[B, q, heads, D]``.
         """
         if self.decodes_flat:
-            return self.decode_flat(layer, query, key, value, scoring)
-        assert self._now is not None
-        q_len = query.shape[2]
-        work = self._works.work(layer, activations, query, key, value, scoring, self._now)
-        return ungroup_output(self._conveyor.run_layer(layer, work), q_len)
+            found = self.decode_flat(layer, query, key, value, scoring)
+        else:
+            assert self._now is not None
+            work = self._works.work(layer, activations, query, key, value, scoring, self._now)
+            if output is not None:
+                work.into = output.view(work.query.shape)
+            found = ungroup_output(self._conveyor.run_layer(layer, work), query.shape[2])
+        if output is None or found.data_ptr() == output.data_ptr():
+            return found
+        return output.copy_(found)
 
     def decode_flat(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring

@@ -54,7 +54,7 @@ def test_a_rate_without_limit_can_be_stored(measured):
 
 def test_a_file_from_before_the_kernel_was_measured_beside_the_link_is_read(measured):
     data = profile_to_json(measured)
-    assert data["schema_version"] == 5
+    assert data["schema_version"] == 6
     for name in ("h2d_while_attend_bytes_per_s", "host_attend_while_h2d_bytes_per_s"):
         del data[name]
     assert profile_from_json({**data, "schema_version": 1}) == measured
@@ -79,6 +79,14 @@ def test_a_file_from_before_mail_was_measured_is_read(measured):
     for name in ("mail_bytes_per_s", "mail_call_s"):
         del data[name]
     assert profile_from_json({**data, "schema_version": 4}) == measured
+
+
+def test_a_file_from_before_launching_was_measured_is_read(measured):
+    data = profile_to_json(measured)
+    for name in [name for name in data if name.startswith("launch_") and name.endswith("r_s")]:
+        del data[name]
+    del data["launch_while_attend"]
+    assert profile_from_json({**data, "schema_version": 5}) == measured
 
 
 def test_saving_replaces(measured, tmp_path):

@@ -10,8 +10,9 @@ from headrace.hardware.profile_file import load_profile
 from headrace.hardware.store import profile_path
 from headrace.hf.machine import machine_profile, shape_of
 
-OF_A_CPU = set(EXTRA_FIELDS) - {"host_page_s", "mail_bytes_per_s", "mail_call_s"}
-"""What is measured of a model on a CPU: a GPU's host has short pages, and mail from the device."""
+OF_A_GPU = ("host_page_s", "mail_", "launch_")
+OF_A_CPU = {name for name in EXTRA_FIELDS if not name.startswith(OF_A_GPU)}
+"""What is measured of a model on a CPU: a GPU has short pages, mail, and work to be launched."""
 
 
 @pytest.fixture

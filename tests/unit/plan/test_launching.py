@@ -7,16 +7,31 @@ import pytest
 from headrace.hardware.catalog import machine
 from headrace.model.published import published_shape
 from headrace.plan.decision import Decider
-from headrace.plan.geometry import staging_choices
+from headrace.plan.decode import decode_program
+from headrace.plan.geometry import Geometry, staging_choices
+from headrace.plan.launching import Launching
+from headrace.plan.operations import Kind
 from headrace.plan.options import PlanOptions
 from headrace.plan.pace import StepEstimate
 from headrace.plan.policies import Policy, Split
-from headrace.plan.step_work import Schedule
+from headrace.plan.replan import Replanner
+from headrace.plan.simulate import predicted_step_s, simulate
+from headrace.plan.step_work import Schedule, StepWork
 from headrace.plan.workload import Workload
+from headrace.timeline import Lane
 
 OPT = replace(published_shape("opt-6.7b"), dtype="bfloat16")
 CALLS = replace(
     machine("h200-141gb-pcie5"), attend_call_s=33e-6, rebuild_call_s=35e-6, load_call_s=20e-6
+)
+IN_STEPS = replace(
+    CALLS,
+    launch_layer_s=2e-4,
+    launch_plain_layer_s=9e-4,
+    launch_stream_s=1e-4,
+    launch_rebuild_s=2.3e-4,
+    launch_host_s=1.5e-4,
+    launch_while_attend=1.5,
 )
 SMALL = PlanOptions(policy=Policy.AUTO, gpu_memory_bytes=24 << 30)
 WORKLOAD = Workload(64, 1024, 24)
@@ -72,3 +87,154 @@ def test_where_launching_counts_there_are_more_sizes_to_choose_from():
     assert len({one.granule_bytes for one in more}) > len({one.granule_bytes for one in few})
     large = max(one.granule_bytes for one in more)
     assert {one.block_tokens for one in more if one.granule_bytes == large} == {16, 32, 64}
+
+
+# What launching takes in steps
+
+EVERY_PATH = Split(0.25, 0.25, 0.25, 0.25)
+GEOMETRY = Geometry(16, 1 << 30)
+"""A granule a layer of whatever there is."""
+
+
+def program_of(split, policy=Policy.AUTO, rows=64, context=128):
+    return decode_program(OPT, rows, context, split, GEOMETRY, policy)
+
+
+def work_of(rows=64, context=128):
+    return StepWork(OPT, rows, context, context, page_tokens=16)
+
+
+@pytest.mark.parametrize(
+    ("split", "layer_us"),
+    [
+        (Split(resident=0.5, stream=0.5), 200 + 33 + 100),
+        (Split(stream=1.0), 200 + 100),
+        (Split(recompute=1.0), 200 + 230),
+        (Split(host=1.0), 1.5 * (200 + 150)),
+        (EVERY_PATH, 1.5 * (200 + 33 + 100 + 230 + 150)),
+    ],
+)
+def test_each_path_takes_calls_in_each_layer(split, layer_us):
+    launching = Launching(IN_STEPS)
+    expected = OPT.num_layers * layer_us * 1e-6
+    assert launching.step_s(work_of(), GEOMETRY, [split]) == pytest.approx(expected)
+    assert launching.launched_s(program_of(split).operations)[-1] == pytest.approx(expected)
+
+
+def test_a_forward_whose_weights_are_streamed_is_launched_kernel_by_kernel():
+    launching, split = Launching(IN_STEPS), [Split(stream=1.0)]
+    replayed, plain = (
+        launching.step_s(work_of(), GEOMETRY, split, streams_weights=streams)
+        for streams in (False, True)
+    )
+    assert plain - replayed == pytest.approx(OPT.num_layers * 7e-4)
+
+
+def test_a_step_of_the_short_way_has_it_in_the_rate_of_its_dense_work():
+    launching = Launching(IN_STEPS)
+    assert launching.step_s(work_of(), GEOMETRY, [Split(resident=1.0)]) == 0
+    assert not any(launching.launched_s(program_of(Split(resident=1.0)).operations))
+
+
+@pytest.mark.parametrize("profile", [CALLS, replace(IN_STEPS, device="cpu")])
+def test_nothing_is_known_of_a_cpu_nor_where_it_was_not_measured(profile):
+    launching = Launching(profile)
+    assert launching.step_s(work_of(), GEOMETRY, [EVERY_PATH]) == 0
+    assert not any(launching.launched_s(program_of(EVERY_PATH).operations))
+
+
+def test_operations_are_launched_in_their_order():
+    operations = program_of(EVERY_PATH).operations
+    launched = Launching(IN_STEPS).launched_s(operations)
+    assert launched == sorted(launched)
+    for op, before, after in zip(operations, [0.0, *launched], launched, strict=False):
+        takes = op.kind in (Kind.ATTEND_NEW, Kind.ATTEND, Kind.REBUILD, Kind.HOST_ATTEND)
+        assert (after > before) == takes
+
+
+def test_no_compute_starts_before_it_is_launched():
+    program, steps = program_of(EVERY_PATH), 3
+    launched = Launching(IN_STEPS).launched_s(program.operations)
+    timeline = simulate(program, IN_STEPS, OPT.dtype, steps)
+    ends = [0.0]
+    for step in range(steps):
+        spans = [span for span in timeline.spans if span.step == step]
+        compute = [span for span in spans if span.lane is Lane.COMPUTE]
+        of_program = [op for op in program.operations if op.lane is Lane.COMPUTE]
+        for span, op in zip(compute, of_program, strict=True):
+            assert span.kind == op.kind.value
+            assert span.start_s >= ends[-1] + launched[op.index] - 1e-9
+        ends.append(max(span.finish_s for span in compute))
+
+
+def test_a_step_of_little_work_is_as_long_as_its_launching():
+    program = program_of(EVERY_PATH, rows=8)
+    launch_s = Launching(IN_STEPS).launched_s(program.operations)[-1]
+    step_s = predicted_step_s(program, IN_STEPS, OPT.dtype)
+    assert predicted_step_s(program, CALLS, OPT.dtype) < launch_s
+    assert launch_s < step_s < 1.1 * launch_s
+
+
+def test_a_step_of_much_work_hides_it():
+    program = program_of(Split(stream=1.0), Policy.STREAM, context=2048)
+    alone_s, with_s = (predicted_step_s(program, one, OPT.dtype) for one in (CALLS, IN_STEPS))
+    assert with_s == pytest.approx(alone_s, rel=0.01)
+
+
+# What is decided of it
+
+SHORT = Workload(64, 128, 24)
+TIGHT = PlanOptions(policy=Policy.AUTO, gpu_memory_bytes=16 << 30)
+
+
+def decider_of(profile, options=TIGHT):
+    return Decider(OPT, SHORT, profile, options)
+
+
+def test_where_launching_takes_longest_fewer_paths_are_taken():
+    by_work, with_calls = (decider_of(one).decide(Policy.AUTO) for one in (CALLS, IN_STEPS))
+    decider = decider_of(IN_STEPS)
+    assert decider.estimated_step_s(with_calls) < decider.estimated_step_s(by_work)
+    taken = [sum(share > 0 for share in vars(one.split).values()) for one in (by_work, with_calls)]
+    assert taken[1] < taken[0]
+
+
+def test_no_fewer_paths_would_be_faster_for_a_cache_that_is_cut_so():
+    decider = decider_of(IN_STEPS)
+    geometry = decider.decide(Policy.AUTO).geometry
+    best = decider.at(Policy.AUTO, Schedule.ROW, geometry)
+    paths = [
+        ("resident", *others)
+        for others in (("stream",), ("recompute",), ("host",), ("stream", "recompute"))
+    ]
+    for fewer in paths:
+        options = replace(TIGHT, paths=fewer, stream_weights=False)
+        other = decider_of(IN_STEPS, options).at(Policy.AUTO, Schedule.ROW, geometry)
+        assert not other.fits or decider.least_s(other) >= decider.least_s(best) - 1e-9
+
+
+def test_weights_are_not_streamed_for_a_little_room_if_all_kernels_must_be_launched_then():
+    tight = replace(TIGHT, gpu_memory_bytes=int(15.2 * 2**30))
+    replayed = replace(IN_STEPS, launch_plain_layer_s=IN_STEPS.launch_layer_s)
+    slow = replace(IN_STEPS, launch_plain_layer_s=5e-3)
+    for profile in (replayed, slow):
+        decision = decider_of(profile, tight).decide(Policy.AUTO)
+        assert decision.fits
+    assert decision.weights_streamed == 0
+
+
+def test_what_was_asked_to_be_rebuilt_is_rebuilt_all_the_same():
+    asked = replace(TIGHT, recompute_fraction=0.3)
+    decision = decider_of(replace(IN_STEPS, launch_rebuild_s=1e-2), asked).decide(Policy.AUTO)
+    assert decision.placement.recompute == 0.3
+
+
+def test_a_batch_that_runs_is_not_given_calls_that_take_longer_than_they_save():
+    quick, slow = (
+        Replanner(OPT, profile, TIGHT, GEOMETRY)
+        for profile in (IN_STEPS, replace(IN_STEPS, launch_host_s=5e-3))
+    )
+    assert quick.hosted(64, 128, 0.2, 0.0)[0] > 0
+    assert slow.hosted(64, 128, 0.2, 0.0)[0] == 0
+    split = Split(0.2, 0.4, 0.0, 0.4)
+    assert slow.step_s(64, 128, split) > 1.5 * OPT.num_layers * 5e-3
