@@ -58,6 +58,9 @@ EXTRA_FIELDS = (
 CURVES = ("dense_curve", "resident_curve")
 """Fields that they fill point by point: ``dense_curve[8]`` is the rate at eight rows."""
 
+_OF_STEPS = (*CURVES, "launch_")
+"""So the names of probes begin that take steps of a model, the first of which do not count."""
+
 
 ExtraProbes = Mapping[str, Callable[[HardwareProfile], float]]
 """What only a caller can measure, by name; see ``add_extra_probes``."""
@@ -183,8 +186,8 @@ def add_extra_probes(
         profile: what was measured so far.
         extra_probes: by name, a callable that is given ``profile``, measures once and returns
             bytes, or FLOPs, a second, or seconds, or a ratio. The names of ``EXTRA_FIELDS`` become
-            fields of the profile, and it is called once more to warm up; those of ``CURVES`` become
-            points of them, and warm themselves up. All are kept in ``measurements``.
+            fields of the profile, those of ``CURVES`` points of them. Each is called once more to
+            warm up, but for those that take steps. All are kept in ``measurements``.
         repeats: how often each is measured.
         progress: is called with a line of text for each figure.
     """
@@ -226,7 +229,7 @@ def _in_turn(
 ) -> dict[str, list[float]]:
     """Return what probes measured, which took turns: what disturbs one repeat spares the others."""
     for name, probe in extra_probes.items():
-        if not name.startswith(CURVES):
+        if not name.startswith(_OF_STEPS):
             probe(profile)
     found: dict[str, list[float]] = {name: [] for name in extra_probes}
     for _ in range(repeats):
