@@ -100,8 +100,12 @@ def index_moves(
         return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(device, non_blocking=True)
 
     token = np.full((len(moves.new), q_len), -1, dtype=np.int64)
-    for row, (indices, first) in enumerate(zip(moves.new, moves.first_token, strict=True)):
-        token[row, list(indices)] = np.arange(first, first + len(indices))
+    numbered = zip(moves.new, moves.first_token, strict=True)
+    if moves.generated:
+        token[:, 0] = [first if indices else -1 for indices, first in numbered]
+    else:
+        for row, (indices, first) in enumerate(numbered):
+            token[row, list(indices)] = np.arange(first, first + len(indices))
     tail_empty = not any(moves.tail_before)
     first_new = 0 if tail_empty else block_tokens
     return StepIndex(

@@ -237,15 +237,17 @@ class PagedCache:
             return
         some = self._layout.of(rows)
         fresh = not any(row.length for row in some)
-        tails = self._noted_tokens(rows)
+        tails, costed = self._noted_tokens(rows), self.recorder.notes_programs
         hidden = [hidden_places(row) for row in some]
         cut = self._programs.cut(rows, q_len)
-        program = self._programs.program(rows, q_len, tails)
+        program = self._programs.program(rows, q_len, tails, costed=costed)
         moves = self._placer.append(new, first_column, rows)
         if moves.fills:
-            program = self._programs.program_with_stores(rows, q_len, tails, moves, cut)
+            program = self._programs.program_with_stores(
+                rows, q_len, tails, moves, cut, costed=costed
+            )
         index = index_moves(
-            moves, q_len, self._block, self._writer.pages_at_once(), self._backend.device
+            moves, q_len, self._block, self._writer.pages_at_once, self._backend.device
         )
         self._now = Step.of(rows, moves, index, hidden, first_column, fresh, self._block)
         self._note_positions(index, position_Bq)
@@ -254,9 +256,8 @@ class PagedCache:
             seen = [row.hidden for row in some]
             self._flat.begin_step(index.token_Bq, moves.new, moves.first_token, seen, rows)
         after = rows if next_rows is None else next_rows
-        self._conveyor.begin_step(
-            program, self._programs.program(after, 1, self._noted_tokens(after))
-        )
+        later = self._programs.program(after, 1, self._noted_tokens(after), costed=costed)
+        self._conveyor.begin_step(program, later)
 
     @property
     def _attends_flat(self) -> bool:

@@ -34,6 +34,12 @@ MOST_HOST_QUERIES = 16
 """Inputs of a step up to which the host attends: more are a prompt's, and all K/V travel for it."""
 
 
+_STRUCTURES_KEPT = 64
+
+_Seen = list[tuple[Page, int, int]] | None
+"""Page, row, and tokens in the page, of each use; None where a row hides some of them."""
+
+
 @dataclass(frozen=True)
 class StepProgram:
     """A program with the granules that its operations speak of, the same for each paged layer."""
@@ -60,18 +66,25 @@ class Cut:
         granules: what the device attends to, in the order in which it is loaded.
         host: what the host attends to, or None.
         table: of all entries, see ``layer_table``.
-        made: programs over them, by inputs of the step and tokens that are on the device anyway.
+        by_kind: granules of each pool, with the pages and rows that they were made of.
+        made: programs over them, by inputs of the step, tokens that are on the device anyway, and
+            whether costs count.
     """
 
     state: tuple[int, ...]
     granules: list[Granule]
     host: RowEntries | None
     table: EntryTable
-    made: dict[tuple[int, int], StepProgram] = field(default_factory=dict)
+    by_kind: dict[PageKind, tuple[_Seen, list[Granule]]] = field(default_factory=dict)
+    made: dict[tuple[int, int, bool], StepProgram] = field(default_factory=dict)
 
 
 class ProgramMaker:
     """Makes programs; rows' pages are divided anew only when they have changed.
+
+    Where rows are of different lengths, one of them fills a page in nearly every step. So granules
+    of pools that have not changed are kept, and programs that do the same in the same order are
+    made once, unless what their operations cost counts.
 
     Args:
         settings: how the cache is laid out.
@@ -96,6 +109,7 @@ class ProgramMaker:
         self._host_entries = host_entries
         self._layer_weights = layer_weights
         self._cuts: dict[tuple[range, bool], Cut] = {}
+        self._structures: dict[tuple[object, ...], Program] = {}
         self._host_share = settings.host_share
 
     def cut(self, rows: range, q_len: int) -> Cut:
@@ -103,7 +117,7 @@ class ProgramMaker:
         key, state = (rows, self._hosted(q_len)), self._layout.state(rows)
         known = self._cuts.pop(key, None)
         if known is None or known.state != state:
-            known = self._cut(rows, state, *key[1:])
+            known = self._cut(rows, state, key[1], known)
         # The newest ones come last.
         self._cuts[key] = known
         if len(self._cuts) > _CUTS_KEPT:
@@ -124,26 +138,45 @@ class ProgramMaker:
         wanted = self._host_entries is not None and self._host_share > 0
         return wanted and q_len <= MOST_HOST_QUERIES
 
-    def _cut(self, rows: range, state: tuple[int, ...], hosted: bool) -> Cut:
+    def _cut(self, rows: range, state: tuple[int, ...], hosted: bool, before: Cut | None) -> Cut:
+        """Divide the pages of some rows; ``before`` is how they were divided last."""
         if not self._settings.paged_widths:
             return Cut(state, [], None, layer_table([], len(rows), self._device))
         by_host: list[tuple[Page, int]] = []
-        by_kind: dict[PageKind, deque[Granule]] = {}
+        by_kind: dict[PageKind, tuple[_Seen, list[Granule]]] = {}
         for kind in PageKind:
             uses = self._layout.pages(kind, rows)
             if kind is PageKind.KV and hosted:
                 uses, by_host = _divide(uses, self._host_share)
-            at_once = self._settings.pages_at_once(kind)
-            found = cut_granules(self._layout, kind, at_once, self._device, uses, rows)
-            by_kind[kind] = deque(found)
-        specs = [self._spec(granule) for granules in by_kind.values() for granule in granules]
+            by_kind[kind] = self._granules(kind, rows, uses, before)
+        specs = [self._spec(granule) for _, granules in by_kind.values() for granule in granules]
         ordered = order_granules(specs, self._settings.policy)
-        granules = [by_kind[PageKind(spec.kind)].popleft() for spec in ordered]
+        left = {kind: deque(granules) for kind, (_, granules) in by_kind.items()}
+        granules = [left[PageKind(spec.kind)].popleft() for spec in ordered]
         host = None
         if by_host and self._host_entries is not None:
             host = self._host_entries(by_host, self._layout.of(rows))
-        table = layer_table(granules, len(rows), self._device, hosted=host is not None)
-        return Cut(state, granules, host, table)
+        if (
+            before is not None
+            and before.granules == granules
+            and (before.host is None) is (host is None)
+        ):
+            table = before.table
+        else:
+            table = layer_table(granules, len(rows), self._device, hosted=host is not None)
+        return Cut(state, granules, host, table, by_kind)
+
+    def _granules(
+        self, kind: PageKind, rows: range, uses: list[tuple[Page, int]], before: Cut | None
+    ) -> tuple[_Seen, list[Granule]]:
+        """Return a pool's granules, those of before if they would be the same."""
+        hides = any(row.hidden for row in self._layout.of(rows))
+        seen = None if hides else [(page, row, len(page.tokens)) for page, row in uses]
+        known = None if before is None else before.by_kind.get(kind)
+        if known is not None and seen is not None and known[0] == seen:
+            return known
+        at_once = self._settings.pages_at_once(kind)
+        return seen, cut_granules(self._layout, kind, at_once, self._device, uses, rows)
 
     def _spec(self, granule: Granule) -> GranuleSpec:
         shape, block = self._settings.shape, self._settings.geometry.block_tokens
@@ -155,25 +188,37 @@ class ProgramMaker:
         pages = len(granule.pages)
         return GranuleSpec(granule.kind.value, pages, pages * block, pages * block * of_token)
 
-    def program(self, rows: range, q_len: int, device_tokens: int = 0) -> StepProgram:
+    def program(
+        self, rows: range, q_len: int, device_tokens: int = 0, *, costed: bool = True
+    ) -> StepProgram:
         """Return the program of a step over the pages of some rows, without stores.
 
         Args:
             rows: the rows that take part.
             q_len: inputs of the step.
             device_tokens: tokens that are on the device anyway, summed over rows.
+            costed: whether its operations' bytes and FLOPs count; else they may be those of another
+                step that does the same in the same order.
         """
         cut = self.cut(rows, q_len)
-        key = (q_len, device_tokens)
+        key = (q_len, device_tokens, costed)
         if key not in cut.made:
-            cut.made[key] = self._build(cut, len(rows), q_len, device_tokens, ())
+            cut.made[key] = self._build(cut, len(rows), q_len, device_tokens, (), costed)
         return cut.made[key]
 
     def program_with_stores(
-        self, rows: range, q_len: int, device_tokens: int, moves: StepMoves, cut: Cut
+        self,
+        rows: range,
+        q_len: int,
+        device_tokens: int,
+        moves: StepMoves,
+        cut: Cut,
+        *,
+        costed: bool = True,
     ) -> StepProgram:
         """Return the program of a step that also fills pages; ``cut`` is from before it."""
-        return self._build(cut, len(rows), q_len, device_tokens, tuple(self._stores(moves)))
+        stores = tuple(self._stores(moves))
+        return self._build(cut, len(rows), q_len, device_tokens, stores, costed)
 
     def _stores(self, moves: StepMoves) -> Iterator[tuple[Kind, int]]:
         shape = self._settings.shape
@@ -194,12 +239,39 @@ class ProgramMaker:
         q_len: int,
         device_tokens: int,
         stores: Sequence[tuple[Kind, int]],
+        costed: bool,
     ) -> StepProgram:
+        structure = (
+            rows,
+            q_len,
+            tuple([granule.kind for granule in cut.granules]),
+            cut.host is None,
+            tuple([kind for kind, _ in stores]),
+        )
+        # Streamed weights come in pieces, whose bytes count.
+        reusable = not costed and not any(self._layer_weights)
+        program = self._structures.get(structure) if reusable else None
+        if program is None:
+            program = self._built(cut, rows, q_len, device_tokens, stores)
+        if reusable:
+            self._structures.setdefault(structure, program)
+            if len(self._structures) > _STRUCTURES_KEPT:
+                del self._structures[next(iter(self._structures))]
+        return StepProgram(program, cut.granules, cut.table, cut.host)
+
+    def _built(
+        self,
+        cut: Cut,
+        rows: int,
+        q_len: int,
+        device_tokens: int,
+        stores: Sequence[tuple[Kind, int]],
+    ) -> Program:
         settings = self._settings
         specs = [self._spec(granule) for granule in cut.granules]
         paged = [layer in settings.paged_widths for layer in range(settings.shape.num_layers)]
         hosted = 0 if cut.host is None else cut.host.tokens
-        program = build_program(
+        return build_program(
             settings.shape,
             [specs if is_paged else [] for is_paged in paged],
             rows,
@@ -212,7 +284,6 @@ class ProgramMaker:
             page_tokens=settings.geometry.block_tokens,
             layer_weights=self._layer_weights,
         )
-        return StepProgram(program, cut.granules, cut.table, cut.host)
 
 
 def _divide(

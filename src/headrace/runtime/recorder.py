@@ -47,9 +47,14 @@ class Recorder:
         self._records = []
         self._programs = []
 
+    @property
+    def notes_programs(self) -> bool:
+        """Whether programs are noted."""
+        return self.enabled or self.keeps_programs
+
     def note_program(self, program: Program) -> None:
         """Note that a step runs this program."""
-        if self.enabled or self.keeps_programs:
+        if self.notes_programs:
             self._programs.append(program)
 
     def note(self, step: int, operation: Operation, event: Event) -> None:

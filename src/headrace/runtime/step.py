@@ -87,4 +87,6 @@ class Step:
 
 def hidden_places(row: Row) -> set[int]:
     """Return the places of a row's tail whose tokens the attention mask hides."""
+    if not row.hidden:
+        return set()
     return {place for place, token in enumerate(row.tail) if token in row.hidden}

@@ -6,6 +6,7 @@ Shape suffixes: B rows, H key/value heads, D head width, M model width, N pages,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 from torch import Tensor
 
@@ -52,6 +53,7 @@ class Writer:
         """Return the event of the end of the layer's newest store, which ends after the others."""
         return self._last.get(layer)
 
+    @cached_property
     def pages_at_once(self) -> dict[PageKind, int]:
         """Return how many pages of each kind fit a buffer, whichever the layer."""
         return {
