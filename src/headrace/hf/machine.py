@@ -94,5 +94,5 @@ def dense_probes(model: nn.Module, shape: ModelShape) -> ExtraProbes:
     return {
         f"{curve}[{rows}]": probe(rows, curve == "resident_curve")
         for curve in CURVES
-        for rows in step_probes.DENSE_ROWS
+        for rows in step_probes.DENSE_ROWS[next(model.parameters()).device.type]
     }
