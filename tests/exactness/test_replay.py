@@ -54,6 +54,20 @@ def test_rows_come_and_go(name, way, monkeypatch):
     assert CountingGraph.replays > shared_model(name).config.num_hidden_layers
 
 
+@pytest.mark.parametrize("native", ["best", "off"])
+def test_memory_that_is_made_in_a_replay_serves_plain_forwards_too(native, monkeypatch):
+    """The first page is filled in a replay: what the host's lane needs is made there."""
+    if native == "off":
+        monkeypatch.setenv("HEADRACE_NATIVE", "off")
+    with rows_cache(shared_model("llama"), "host") as cache:
+        life = Life("llama", cache, 40)
+        life.admit([1, 2], 5, None)
+        for _ in range(20):
+            life.decode(range(2))
+        assert list(cache._replays._kept) == [2]
+        life.decode(range(1))
+
+
 def test_a_forward_is_recorded_at_the_second_of_its_number_of_rows(monkeypatch):
     monkeypatch.setattr(CountingGraph, "replays", 0)
     with rows_cache(shared_model("llama")) as cache:

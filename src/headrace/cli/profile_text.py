@@ -139,7 +139,8 @@ def _figures(profile: HardwareProfile) -> Iterator[_Figure]:
     ):
         yield _Figure(label, getattr(profile, name), name, "in a row of its like", format_seconds)
     for label, name in (
-        ("launching a layer", "launch_layer_s"),
+        ("launching a step", "launch_step_s"),
+        ("and each layer", "launch_layer_s"),
         ("kernel by kernel", "launch_plain_layer_s"),
         ("and a granule of K/V", "launch_stream_s"),
         ("and one of X", "launch_rebuild_s"),

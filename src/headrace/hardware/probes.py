@@ -44,6 +44,7 @@ EXTRA_FIELDS = (
     "launch_layer_s",
     "launch_plain_layer_s",
     "launch_rebuild_s",
+    "launch_step_s",
     "launch_stream_s",
     "launch_while_attend",
     "load_call_s",
@@ -59,7 +60,7 @@ CURVES = ("dense_curve", "resident_curve")
 """Fields that they fill point by point: ``dense_curve[8]`` is the rate at eight rows."""
 
 _OF_STEPS = (*CURVES, "launch_")
-"""So the names of probes begin that take steps of a model, the first of which do not count."""
+"""So the names of probes begin that take steps of a model, whose first ones do not count."""
 
 
 ExtraProbes = Mapping[str, Callable[[HardwareProfile], float]]

@@ -26,6 +26,7 @@ _LATENCIES = (
     "load_call_s",
     "mail_call_s",
     "rebuild_call_s",
+    "launch_step_s",
     "launch_layer_s",
     "launch_plain_layer_s",
     "launch_stream_s",
@@ -133,8 +134,9 @@ class HardwareProfile:
             None: see ``duration_s``.
         load_call_s: what starting a load takes the thread that launches the device's work, or None.
         rebuild_call_s: what rebuilding a granule takes, however small it is, or None.
-        launch_layer_s: what a layer of a step takes the thread that launches the device's work, and
-            this and the next three with all that it does besides, or None: see ``plan.launching``.
+        launch_step_s: what a step takes the thread that launches the device's work, besides its
+            layers, or None: see ``plan.launching``.
+        launch_layer_s: what each layer takes it.
         launch_plain_layer_s: the same where no forward is replayed, but each kernel launched.
         launch_stream_s: more of it, for each granule of K/V that is loaded and attended to.
         launch_rebuild_s: likewise, of X.
@@ -189,6 +191,7 @@ class HardwareProfile:
     attend_call_s: float | None = None
     load_call_s: float | None = None
     rebuild_call_s: float | None = None
+    launch_step_s: float | None = None
     launch_layer_s: float | None = None
     launch_plain_layer_s: float | None = None
     launch_stream_s: float | None = None
@@ -241,6 +244,10 @@ class HardwareProfile:
         """Return a profile in which copies, kernels and calls take nothing besides their work."""
         latencies = dict.fromkeys(_LATENCIES, 0.0)
         return replace(self, **latencies)  # type: ignore[arg-type]
+
+    def without_replays(self) -> HardwareProfile:
+        """Return a profile of steps whose forward is launched kernel by kernel."""
+        return replace(self, launch_layer_s=self.launch_plain_layer_s or self.launch_layer_s)
 
     def with_host_rate(self, ratio: float) -> HardwareProfile:
         """Return a profile whose host's cores attend at so many times their rate, the link's alike.

@@ -90,6 +90,7 @@ class AttachedCache(Cache):
         self._running = False
         self._closed = False
         self._tracing = False
+        self._replayed = False
         super().__init__(
             layers=[
                 HostLayer(self, layer.scoring.window is not None)
@@ -134,7 +135,8 @@ class AttachedCache(Cache):
     def follow(self, enabled: bool = True) -> None:
         """Note from the next step on what is to run, for ``predicted_timeline``, but not when.
 
-        What was noted or recorded is forgotten. Steps take no longer.
+        What was noted or recorded is forgotten. Steps take hardly longer: where pages are filled,
+        programs are made with their own costs.
         """
         self.paged.recorder.clear()
         self.paged.recorder.keeps_programs = enabled
@@ -295,7 +297,14 @@ class AttachedCache(Cache):
         """
         dtype = self._attachment.layers[0].observation.key.dtype
         self._planned = plan_cache(
-            self._model, self._attachment, self._options, workload, device, dtype, prefill_rows
+            self._model,
+            self._attachment,
+            self._options,
+            workload,
+            device,
+            dtype,
+            prefill_rows,
+            replayed=self._replayed,
         )
         placed = self._attachment.placed
         if self._backend is None:

@@ -48,8 +48,6 @@ _COPIES_IN_A_ROW = 8
 _LEAST_COPY_BYTES = 1 << 10
 _LONGEST_COPY_S = 0.01
 _REPEATS = 7
-_LAUNCHES = 200
-"""In a row; a device's queue has room for more."""
 
 
 class HostProbes:
@@ -78,7 +76,7 @@ class HostProbes:
         if self._device.type != "cuda":
             # In an emulation the cores are held to a rate, whatever pages there are.
             return probes
-        return probes | {"host_page_s": self.page_s, "launch_while_attend": self.slowed_launching}
+        return probes | {"host_page_s": self.page_s}
 
     def close(self) -> None:
         """Give back the pages; the next figure makes others."""
@@ -150,24 +148,13 @@ class HostProbes:
             for _ in range(_COPIES_IN_A_ROW):
                 copy()
 
-        with busy(CpuProbeDevice(), self._attending[_PAGE_TOKENS]):
+        with self.attending():
             seconds = statistics.median(self._link.seconds(copies) for _ in range(_REPEATS))
         return _COPIES_IN_A_ROW * _COPY_BYTES / seconds
 
-    def slowed_launching(self, _: HardwareProfile) -> float:
-        """Measure once how many times as long launching takes while the cores attend.
-
-        Returns:
-            The ratio, 1 or more.
-        """
-        number = torch.zeros(1, device=self._device)
-
-        def launch_s() -> float:
-            return median_s(lambda: number.add_(1), self._device, _LAUNCHES)
-
-        alone_s = launch_s()
-        with busy(CpuProbeDevice(), self._attending[_PAGE_TOKENS]):
-            return max(1.0, launch_s() / alone_s)
+    def attending(self) -> AbstractContextManager[None]:
+        """Let the cores attend all the while."""
+        return busy(CpuProbeDevice(), self._attending[_PAGE_TOKENS])
 
     def _call_s(self, page_tokens: int) -> float:
         return median_s(self._attending[page_tokens], torch.device("cpu"))

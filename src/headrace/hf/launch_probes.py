@@ -2,7 +2,7 @@
 
 A step is launched by one thread, which never waits for the device. How long its calls take one
 after the other says too little: in a step each has Python, loads, events and their order about it.
-So small steps are taken, in which the paths differ, and the thread is timed.
+So small steps are taken, in which the paths differ, and the thread is timed from layer to layer.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import nn
 
 from headrace.hardware.probes import ExtraProbes
 from headrace.hardware.profile import HardwareProfile
+from headrace.hf.attachment import attach, detach
 from headrace.hf.probe_timing import no_collection
 from headrace.model.shape import ModelShape
 from headrace.plan.policies import Policy
@@ -30,18 +36,40 @@ _FIRST_STEPS, _STEPS = 3, 7
 """Steps that warm up, one of which is recorded to be replayed, and steps that count."""
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A step, as the thread that launched it saw it.
+
+    Attributes:
+        layer_s: seconds of a layer.
+        besides_s: seconds of the step besides its layers.
+        parts: loads of a layer, or 1 where the cores attend.
+    """
+
+    layer_s: float
+    besides_s: float
+    parts: float
+
+
 class LaunchProbes:
     """Measures what launching takes, path by path.
 
     Args:
         model: on the device that is to be measured.
         shape: its shape.
+        attending: lets the host's cores attend all the while.
     """
 
-    def __init__(self, model: nn.Module, shape: ModelShape) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: ModelShape,
+        attending: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._model = model
         self._shape = shape
-        self._layer_s = 0.0
+        self._attending = attending
+        self._empty: _Launched | None = None
 
     def by_name(self) -> ExtraProbes:
         """Return the probes by the fields of a profile that they fill; none but for a GPU.
@@ -52,77 +80,117 @@ class LaunchProbes:
         takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
         if device != "cuda" or not takes_positions:
             return {}
-        return {
+        probes: dict[str, Callable[[HardwareProfile], float]] = {
             "launch_layer_s": self.layer_s,
+            "launch_step_s": self.step_s,
             "launch_plain_layer_s": self.plain_layer_s,
+            "launch_while_attend": self.while_attend,
             "launch_stream_s": lambda _: self.granule_s(Policy.STREAM),
-            "launch_rebuild_s": lambda _: self.granule_s(Policy.RECOMPUTE),
-            "launch_host_s": self.host_s,
+            "launch_host_s": lambda _: self.granule_s(Policy.HOST),
         }
+        if self._rebuilds():
+            probes["launch_rebuild_s"] = lambda _: self.granule_s(Policy.RECOMPUTE)
+        return probes
 
     def layer_s(self, _: HardwareProfile) -> float:
         """Measure once what a layer takes that has nothing in pages.
 
         Returns:
-            Seconds, of a step divided by its layers.
+            Seconds.
         """
-        step_s, _loads = self._step(Policy.STREAM, 1)
-        self._layer_s = step_s / self._shape.num_layers
-        return self._layer_s
+        self._empty = self._step(Policy.STREAM, 1)
+        return self._empty.layer_s
+
+    def step_s(self, _: HardwareProfile) -> float:
+        """Return what a step takes besides its layers, as was measured with them.
+
+        Returns:
+            Seconds.
+        """
+        return self._base.besides_s
 
     def plain_layer_s(self, _: HardwareProfile) -> float:
-        """Measure once the same where no forward is replayed.
+        """Measure once what a layer takes where no forward is replayed.
 
         Returns:
             Seconds.
         """
-        step_s, _loads = self._step(Policy.STREAM, 1, record=False)
-        return step_s / self._shape.num_layers
+        return self._step(Policy.STREAM, 1, record=False).layer_s
+
+    def while_attend(self, _: HardwareProfile) -> float:
+        """Measure once how many times as long a layer takes while the host's cores attend.
+
+        Returns:
+            The ratio.
+        """
+        alone_s = self._base.layer_s
+        with self._attending():
+            return self._step(Policy.STREAM, 1).layer_s / alone_s
 
     def granule_s(self, policy: Policy) -> float:
-        """Measure once what a granule takes more: of K/V, or of X.
+        """Measure once what a granule takes more: of K/V, of X, or what the cores attend to.
 
         Args:
-            policy: ``stream``, or ``recompute``.
-
-        Returns:
-            Seconds; 0 where nothing is loaded, since nothing can be rebuilt.
-        """
-        step_s, loads = self._step(policy, 1 + _PAGED_TOKENS)
-        return self._more_s(step_s, loads)
-
-    def host_s(self, _: HardwareProfile) -> float:
-        """Measure once what a layer takes more in which the host's cores attend.
+            policy: ``stream``, ``recompute`` or ``host``.
 
         Returns:
             Seconds.
         """
-        step_s, turns = self._step(Policy.HOST, 1 + _PAGED_TOKENS)
-        return self._more_s(step_s, turns)
+        launched = self._step(policy, 1 + _PAGED_TOKENS)
+        return max(0.0, launched.layer_s - self._base.layer_s) / launched.parts
 
-    def _more_s(self, step_s: float, parts: int) -> float:
-        """Return what each part of a step makes it longer."""
-        base_s = self._layer_s * self._shape.num_layers
-        return max(0.0, step_s - base_s) / parts if parts else 0.0
+    @property
+    def _base(self) -> _Launched:
+        if self._empty is None:
+            self._empty = self._step(Policy.STREAM, 1)
+        return self._empty
 
-    def _step(self, policy: Policy, prompt_len: int, *, record: bool = True) -> tuple[float, int]:
-        """Return how long a step is launched, and its loads, or turns of the cores."""
+    def _rebuilds(self) -> bool:
+        """Return whether keys and values can be made from X."""
+        attachment = attach(self._model)
+        try:
+            return attachment.why_not_rebuilt is None
+        finally:
+            detach(self._model)
+
+    def _step(self, policy: Policy, prompt_len: int, *, record: bool = True) -> _Launched:
+        """Return how a step is launched, over all of them that count."""
         from headrace.hf.planning import CacheOptions
         from headrace.hf.rows_cache import RowsCache
 
         recompute = 1.0 if policy is Policy.RECOMPUTE else None
         options = CacheOptions.checked(policy, None, None, recompute, None, None, poison=False)
         workload = Workload(_ROWS, prompt_len, _FIRST_STEPS + _STEPS)
-        seconds = []
+        layers = self._shape.num_layers
+        steps_s, layers_s = [], []
         cache = RowsCache(self._model, workload, options, record=record)
         with torch.no_grad(), no_collection(), cache:
-            rows = cache.add(_ROWS)
+            rows, began = cache.add(_ROWS), _note_beginnings(cache.paged)
             cache.forward(rows, [[0] * prompt_len] * _ROWS).argmax(dim=-1).tolist()
             for _ in range(_FIRST_STEPS + _STEPS):
+                began.clear()
                 start_s = time.perf_counter()
                 logits = cache.forward(rows, [[0]] * _ROWS)
-                seconds.append(time.perf_counter() - start_s)
+                steps_s.append(time.perf_counter() - start_s)
                 logits.argmax(dim=-1).tolist()
+                # A model of one layer has nothing between layers: there all is the layer's.
+                span_s = began[-1] - began[0] if len(began) > 1 else steps_s[-1]
+                layers_s.append(span_s / max(1, len(began) - 1))
             program = cache.paged.decode_program()
+        step_s, layer_s = (statistics.median(all_s[_FIRST_STEPS:]) for all_s in (steps_s, layers_s))
         attended = sum(op.lane is Lane.HOST_ATTEND for op in program.operations)
-        return statistics.median(seconds[_FIRST_STEPS:]), len(program.loads) or attended
+        parts = (len(program.loads) or attended or layers) / layers
+        return _Launched(layer_s, max(0.0, step_s - layers * layer_s), parts)
+
+
+def _note_beginnings(paged: Any) -> list[float]:
+    """Note when each layer of a cache begins to attend; return the moments, in seconds."""
+    attend, began = paged.attend, list[float]()
+
+    @wraps(attend)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        began.append(time.perf_counter())
+        return attend(*args, **kwargs)
+
+    paged.attend = noted
+    return began

@@ -70,7 +70,7 @@ def machine_profile(
                 **host.by_name(),
                 **MailProbes(*cache).by_name(),
                 "load_call_s": lambda _: model_probes.load_call_s(*cache[1:]),
-                **LaunchProbes(model, shape).by_name(),
+                **LaunchProbes(model, shape, host.attending).by_name(),
                 **dense_probes(model, shape),
                 "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
                 "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
@@ -94,5 +94,5 @@ def dense_probes(model: nn.Module, shape: ModelShape) -> ExtraProbes:
     return {
         f"{curve}[{rows}]": probe(rows, curve == "resident_curve")
         for curve in CURVES
-        for rows in step_probes.DENSE_ROWS[next(model.parameters()).device.type]
+        for rows in step_probes.dense_rows(next(model.parameters()).device)
     }

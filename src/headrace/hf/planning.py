@@ -119,6 +119,8 @@ def plan_cache(
     device: torch.device,
     dtype: torch.dtype,
     prefill_rows: int | None,
+    *,
+    replayed: bool = False,
 ) -> CachePlan:
     """Decide how a batch's cache is laid out.
 
@@ -130,6 +132,7 @@ def plan_cache(
         device: the model's.
         dtype: of the cache.
         prefill_rows: rows whose prompts go through the model at once; None: as planned.
+        replayed: whether forwards of decode steps are replayed, on a GPU.
 
     Raises:
         MemoryBudgetError: it does not fit the budgets.
@@ -149,6 +152,7 @@ def plan_cache(
     plan, profile, resident_pages, host_share = None, options.profile, None, 0.0
     if _needs_profile(policy, options):
         profile = profile or machine_profile(model)
+        profile = profile if replayed else profile.without_replays()
         aside = set_aside(model, attachment, shape, workload, device)
         plan = _fitting_plan(
             shape, workload, profile, policy, options, paths, streamed, prefill_rows, aside

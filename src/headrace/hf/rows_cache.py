@@ -82,6 +82,7 @@ class RowsCache(AttachedCache):
         if not record:
             reason = "it was not to be recorded"
         self._replays = Replays(self._run_instead, self._device, reason)
+        self._replayed = self._replays.reason is None
         self.capacity = workload.rows
         """Rows that there is room for on the device."""
         try:
@@ -255,7 +256,11 @@ class RowsCache(AttachedCache):
         output: Tensor,
     ) -> None:
         """Attend one layer's new tokens, of which no X is kept, and write the output."""
-        self.paged.attend(layer, None, query, key, value, scoring, output)
+        # What is made meanwhile serves forwards in any mode.
+        with torch.inference_mode(False), torch.no_grad():
+            found = self.paged.attend(layer, None, query, key, value, scoring, output)
+        if found.data_ptr() != output.data_ptr():
+            output.copy_(found)
 
     @property
     def decode(self) -> DecodeLayer | None:

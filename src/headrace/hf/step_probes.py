@@ -21,15 +21,16 @@ from headrace.model.cost import head_weight_bytes, layer_weight_bytes
 from headrace.model.shape import ModelShape
 from headrace.plan.workload import Workload
 
-DENSE_ROWS = {"cuda": (1, 8, 64), "cpu": (1, 4, 8, 64)}
-"""Numbers of rows at which dense work is measured, by the kind of device.
-
-A CPU's products read the weights once for one row, but for two to four rows they may take as many
-times as long: torch's pack the weights for more than one.
-"""
-
 _FIRST_STEPS, _STEPS = 2, 3
 """Steps that warm up, of which a GPU records the last to replay it, and steps that count."""
+
+
+def dense_rows(device: torch.device) -> tuple[int, ...]:
+    """Return the numbers of rows at which dense work is measured.
+
+    A CPU's products may take twice as long for two rows as for one, and four times for four.
+    """
+    return (1, 8, 64) if device.type == "cuda" else (1, 4, 8, 64)
 
 
 def dense_rate(model: nn.Module, shape: ModelShape, rows: int, *, resident: bool = False) -> float:

@@ -93,16 +93,17 @@ class StepBuilder:
             batch.rows for layer, batches in turns if not layer for batch in batches
         )
         self._serial = order.policy is Policy.KVPR
-        self._is_short = not any(
-            batch.granules[layer] or (batch.host_tokens and batch.host_tokens[layer])
-            for layer, batches in turns
-            for batch in batches
-        )
         self._loads = 0
         self._dense = -1
         self._merges: list[int] = []
         self._costs = _costs(shape, q_len)
         weights = [self._weights_turn(layer, batches) for layer, batches in turns]
+        # Where weights are streamed, no step goes the short way.
+        self._is_short = not any(turn.weight_bytes for turn in weights) and not any(
+            batch.granules[layer] or (batch.host_tokens and batch.host_tokens[layer])
+            for layer, batches in turns
+            for batch in batches
+        )
         self._weights = WeightLoads(
             self.operations.add,
             weights,

@@ -68,7 +68,7 @@ class CutDecider:
         return self.with_launching(self.by_work(policy, schedule, geometry))
 
     def by_work(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> Decision:
-        """Return the best decision that the linear program knows of: launching takes no time."""
+        """Return the best decision over all paths, or without those that only cost something."""
         paths = self.paths(policy)
         best = self._decided(policy, schedule, geometry, paths)
         for fewer in self._fewer(best, paths):
@@ -87,20 +87,30 @@ class CutDecider:
         A path costs calls in every layer, however little it brings, and a forward whose weights are
         streamed is launched kernel by kernel. No linear program knows that.
         """
-        best, policy = decided, decided.policy
-        if not decided.fits or self._launch_s(decided) <= decided.optimum.step_s:
+        best = decided
+        if not decided.fits or decided.launch_s <= decided.optimum.step_s:
             return decided
-        asked = "recompute" if self.options.recompute_fraction is not None else ""
-        spared = [path for path in self.paths(policy) if path not in ("resident", asked)]
-        fewer = list(_without_some(self.paths(policy), spared if policy is Policy.AUTO else []))
-        for streams in dict.fromkeys((self.options.stream_weights, False)):
-            for paths in (self.paths(policy), *fewer):
-                other = self._decided(
-                    policy, decided.schedule, decided.geometry, paths, stream_weights=streams
-                )
-                if other is not None and self._is_better(other, best):
-                    best = other
+        for paths, streams in self._fewer_calls(decided):
+            other = self._decided(
+                decided.policy, decided.schedule, decided.geometry, paths, stream_weights=streams
+            )
+            if other is not None and self._is_better(other, best):
+                best = other
         return best
+
+    def _fewer_calls(self, decided: Decision) -> Iterator[tuple[tuple[str, ...], bool]]:
+        """Yield fewer paths, and whether weights may be streamed, which are quicker to launch."""
+        paths, options = self.paths(decided.policy), self.options
+        asked = "recompute" if options.recompute_fraction is not None else ""
+        spared = [
+            path
+            for path in paths
+            if path not in ("resident", asked) and decided.policy is Policy.AUTO
+        ]
+        fewer = list(_without_some(paths, spared))
+        if options.stream_weights and options.weights_streamed is None:
+            yield from ((kept, False) for kept in (paths, *fewer))
+        yield from ((kept, options.stream_weights) for kept in fewer)
 
     @staticmethod
     def _fewer(decided: Decision | None, paths: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -117,26 +127,21 @@ class CutDecider:
                 if set(kept) < set(paths):
                     yield kept
 
-    def _launch_s(self, decision: Decision) -> float:
+    def _launch_s(self, work: StepWork, geometry: Geometry, optimum: Optimum) -> float:
         """Return how long launching a step takes, where that was measured; else 0."""
-        work = self.step_work(decision.policy, decision.schedule, decision.geometry)
-        launching = Launching(self.profile)
-        return launching.step_s(
+        return Launching(self.profile).step_s(
             work,
-            decision.geometry,
-            decision.optimum.splits,
-            streams_weights=decision.weights_streamed > 0,
+            geometry,
+            optimum.splits,
+            streams_weights=optimum.weights_streamed > 0,
         )
 
-    def _is_better(self, one: Decision, other: Decision) -> bool:
+    @staticmethod
+    def _is_better(one: Decision, other: Decision) -> bool:
         """Return whether a decision lacks less memory than another, or fits and is faster."""
         if one.fits and other.fits:
-            return self.least_s(one) < self.least_s(other)
+            return one.least_s < other.least_s
         return one.lacking_bytes < other.lacking_bytes
-
-    def least_s(self, decision: Decision) -> float:
-        """Return the least time of a decision's step, by its work and by its launching."""
-        return max(decision.optimum.step_s, self._launch_s(decision))
 
     def _decided(
         self,
@@ -327,6 +332,7 @@ class CutDecider:
             gpu_items=on_gpu,
             host_items=on_host,
             lacking_bytes=lacking,
+            launch_s=self._launch_s(self.step_work(policy, schedule, geometry), geometry, optimum),
         )
 
 

@@ -36,7 +36,7 @@ def best_rows(decider: Decider, policy: Policy) -> int:
         if not decided.fits:
             return -decided.lacking_bytes
         work = fewer.workload
-        total_s = prefill_bound_s(fewer) + work.decode_steps * decided.optimum.step_s
+        total_s = prefill_bound_s(fewer) + work.decode_steps * decided.least_s
         return rows * work.generate_len / total_s
 
     tried = [1]

@@ -28,6 +28,7 @@ class Decision:
         gpu_items: bytes on the device, by item.
         host_items: bytes on the host, by item.
         lacking_bytes: bytes beyond the budgets; 0 where it fits.
+        launch_s: seconds of launching a step; 0 where that was not measured.
     """
 
     policy: Policy
@@ -41,8 +42,14 @@ class Decision:
     gpu_items: Mapping[str, int]
     host_items: Mapping[str, int]
     lacking_bytes: float
+    launch_s: float = 0.0
 
     @property
     def fits(self) -> bool:
         """Whether it keeps the budgets."""
         return self.lacking_bytes <= 0
+
+    @property
+    def least_s(self) -> float:
+        """The least time of a step, by its work and by its launching."""
+        return max(self.optimum.step_s, self.launch_s)

@@ -92,7 +92,18 @@ def explain(shape: ModelShape, plan: Plan, profile: HardwareProfile) -> list[str
     ]
 
 
+def _is_launched(plan: Plan) -> bool:
+    """Return whether launching takes longer than all that is launched."""
+    return plan.launch_s > plan.bound_s
+
+
 def _bottleneck(plan: Plan) -> str:
+    if _is_launched(plan):
+        return (
+            f"The bottleneck is launching: the thread that tells the device what to do is busy for "
+            f"{format_seconds(plan.launch_s)} of a step of {format_seconds(plan.step_s)}, and no "
+            "other resource is as long."
+        )
     first, second = sorted(plan.work_s, key=lambda name: -plan.work_s[name])[:2]
     busy = f"{format_seconds(plan.work_s[first])} of a step of {format_seconds(plan.step_s)}"
     if plan.work_s[second] > _ABOUT_EQUAL * plan.work_s[first]:
@@ -103,6 +114,8 @@ def _bottleneck(plan: Plan) -> str:
 
 def _sensitivity(plan: Plan) -> Iterator[str]:
     """Yield shadow prices in words: what 10 % more of what binds would give."""
+    if _is_launched(plan):
+        return
     gains = sorted(
         ((share, rate) for rate, share in plan.optimum.elasticity.items()),
         key=lambda gain: -gain[0],
@@ -125,7 +138,7 @@ def _sensitivity(plan: Plan) -> Iterator[str]:
 
 def _distance(plan: Plan, profile: HardwareProfile) -> Iterator[str]:
     """Yield what the distance between simulated step and bound goes to."""
-    if plan.step_s <= NEAR_BOUND * plan.bound_s:
+    if plan.step_s <= NEAR_BOUND * plan.bound_s or _is_launched(plan):
         return
     gap_s = plan.step_s - plan.bound_s
     latencies_s = min(gap_s, max(0.0, plan.step_s - plan.step_without_latency_s))

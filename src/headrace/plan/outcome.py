@@ -74,6 +74,7 @@ class Plan:
     solve_s: float
     feasible: bool
     reasons: tuple[str, ...]
+    launch_s: float = 0.0
 
     @property
     def gpu_bytes(self) -> int:
@@ -131,6 +132,7 @@ class Plan:
             "stream_step_s": self.stream_step_s,
             "work_s": dict(self.work_s),
             "optimum_s": self.optimum.step_s,
+            "launch_s": self.launch_s,
             "elasticity": {rate.value: share for rate, share in self.optimum.elasticity.items()},
             "shadow_prices": {
                 row: price for row, price in self.optimum.prices.items() if abs(price) > 1e-9

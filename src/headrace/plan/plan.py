@@ -194,7 +194,7 @@ class Planner:
         for order in orders:
             start_s = time.perf_counter()
             decision = self.decider.decide(policy, order)
-            least_s = decision.optimum.step_s * _HARDLY_FASTER
+            least_s = decision.least_s * _HARDLY_FASTER
             hopeless = not decision.fits or (rival and least_s > rival.step_s)
             if rival is not None and self.lack(rival) <= 0 and hopeless:
                 continue
@@ -270,6 +270,7 @@ class Planner:
             stream_step_s=0.0,
             work_s=figures.work_s,
             optimum=decision.optimum,
+            launch_s=decision.launch_s,
             solve_s=solve_s,
             feasible=True,
             reasons=(),

@@ -127,9 +127,7 @@ def _share_curve(planner: Planner, policy: Policy, curves: int) -> Curve:
         decision = at(share).decider.decide(policy, best.schedule)
         runs = share in simulated or (share == best_x and count > 0)
         step_s = at(share).of(policy).step_s if runs else None
-        points.append(
-            StudyPoint(share, decision.optimum.step_s, step_s, _lack(at(share), decision))
-        )
+        points.append(StudyPoint(share, decision.least_s, step_s, _lack(at(share), decision)))
     return Curve(policy, tuple(points), best_x=best_x)
 
 
@@ -212,7 +210,7 @@ class _Line:
             step_s = self.known[policy].step_s
         elif simulated:
             step_s = _freed(planner, policy).of(policy).step_s
-        least_s = self.decided(number, policy).optimum.step_s
+        least_s = self.decided(number, policy).least_s
         return StudyPoint(self.x_of(planner), least_s, step_s)
 
     def _fitting(self, policy: Policy, numbers: Sequence[int]) -> list[int]:
@@ -271,7 +269,7 @@ def _orders(planner: Planner) -> tuple[Schedule, ...]:
 
 def _fastest(decisions: Iterable[Decision]) -> Decision:
     """Return the fastest decision that fits by what the rates allow, or the one lacking least."""
-    return min(decisions, key=lambda one: (one.lacking_bytes, one.optimum.step_s))
+    return min(decisions, key=lambda one: (one.lacking_bytes, one.least_s))
 
 
 def _lack(planner: Planner, decision: Decision) -> str:

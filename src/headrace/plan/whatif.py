@@ -71,7 +71,7 @@ def improvements(planner: Planner, plan: Plan) -> tuple[Improvement, ...]:
         return ()
     decider = replace(planner.decider, workload=plan.workload)
     policy = planner.options.policy
-    now_s = plan.optimum.step_s
+    now_s = max(plan.optimum.step_s, plan.launch_s)
     found = []
     for what, changed in _changes(decider):
         step_s = _step_s(changed, policy)
@@ -89,8 +89,8 @@ def _step_s(decider: Decider, policy: Policy) -> float:
     if decider.options.schedule is None and decider.workload.batches > 1:
         schedules.append(Schedule.COLUMN)
     decisions = [decider.decide(one, order) for one in policies for order in schedules]
-    fitting = [one.optimum.step_s for one in decisions if one.fits]
-    return min(fitting or [decisions[0].optimum.step_s])
+    fitting = [one.least_s for one in decisions if one.fits]
+    return min(fitting or [decisions[0].least_s])
 
 
 def _changes(decider: Decider) -> Iterator[tuple[str, Decider]]:

@@ -314,22 +314,19 @@ class PagedCache:
             key: ``[B, H, q, D]``, after position embedding.
             value: ``[B, H, q, D]``.
             scoring: scale, soft cap and window.
-            output: where the output of a step of one input goes, contiguous; None: somewhere.
+            output: where the output of a step of one input is best written, contiguous; only
+                kernels of our own do so.
 
         Returns:
             The output ``[B, q, heads, D]``.
         """
         if self.decodes_flat:
-            found = self.decode_flat(layer, query, key, value, scoring)
-        else:
-            assert self._now is not None
-            work = self._works.work(layer, activations, query, key, value, scoring, self._now)
-            if output is not None:
-                work.into = output.view(work.query.shape)
-            found = ungroup_output(self._conveyor.run_layer(layer, work), query.shape[2])
-        if output is None or found.data_ptr() == output.data_ptr():
-            return found
-        return output.copy_(found)
+            return self.decode_flat(layer, query, key, value, scoring)
+        assert self._now is not None
+        work = self._works.work(layer, activations, query, key, value, scoring, self._now)
+        if output is not None:
+            work.into = output.view(work.query.shape)
+        return ungroup_output(self._conveyor.run_layer(layer, work), query.shape[2])
 
     def decode_flat(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring

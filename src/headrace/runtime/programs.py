@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import is_
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +18,7 @@ from headrace.runtime.attention import EntryTable
 from headrace.runtime.granules import Granule, cut_granules, layer_table
 from headrace.runtime.host_entries import RowEntries
 from headrace.runtime.layout import Layout
-from headrace.runtime.pages import Page, PageKind, Row, StepMoves
+from headrace.runtime.pages import Page, PageKind, Row, StepMoves, TokenNumbers
 from headrace.runtime.settings import CacheSettings
 
 PrepareEntries = Callable[[Sequence[tuple[Page, int]], Sequence[Row]], RowEntries]
@@ -36,8 +38,21 @@ MOST_HOST_QUERIES = 16
 
 _STRUCTURES_KEPT = 64
 
-_Seen = list[tuple[Page, int, int]] | None
-"""Page, row, and tokens in the page, of each use; None where a row hides some of them."""
+
+class _Seen(NamedTuple):
+    """Pages with the row that sees each, and what was in them.
+
+    Attributes:
+        uses: page, and row.
+        tokens: of each page: arrays that are replaced, never changed.
+    """
+
+    uses: list[tuple[Page, int]]
+    tokens: list[TokenNumbers]
+
+    def are_those_of(self, other: _Seen) -> bool:
+        """Return whether the same rows see the same tokens in the same pages."""
+        return self.uses == other.uses and all(map(is_, self.tokens, other.tokens))
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,8 @@ class Cut:
         granules: what the device attends to, in the order in which it is loaded.
         host: what the host attends to, or None.
         table: of all entries, see ``layer_table``.
-        by_kind: granules of each pool, with the pages and rows that they were made of.
+        hides: whether a row does not see all of its tokens.
+        by_kind: granules of each pool, with what they were made of.
         made: programs over them, by inputs of the step, tokens that are on the device anyway, and
             whether costs count.
     """
@@ -75,6 +91,7 @@ class Cut:
     granules: list[Granule]
     host: RowEntries | None
     table: EntryTable
+    hides: bool = False
     by_kind: dict[PageKind, tuple[_Seen, list[Granule]]] = field(default_factory=dict)
     made: dict[tuple[int, int, bool], StepProgram] = field(default_factory=dict)
 
@@ -164,16 +181,17 @@ class ProgramMaker:
             table = before.table
         else:
             table = layer_table(granules, len(rows), self._device, hosted=host is not None)
-        return Cut(state, granules, host, table, by_kind)
+        hides = any(row.hidden for row in self._layout.of(rows))
+        return Cut(state, granules, host, table, hides, by_kind)
 
     def _granules(
         self, kind: PageKind, rows: range, uses: list[tuple[Page, int]], before: Cut | None
     ) -> tuple[_Seen, list[Granule]]:
         """Return a pool's granules, those of before if they would be the same."""
+        seen = _Seen(uses, [page.tokens for page, _ in uses])
+        known = None if before is None or before.hides else before.by_kind.get(kind)
         hides = any(row.hidden for row in self._layout.of(rows))
-        seen = None if hides else [(page, row, len(page.tokens)) for page, row in uses]
-        known = None if before is None else before.by_kind.get(kind)
-        if known is not None and seen is not None and known[0] == seen:
+        if known is not None and not hides and seen.are_those_of(known[0]):
             return known
         at_once = self._settings.pages_at_once(kind)
         return seen, cut_granules(self._layout, kind, at_once, self._device, uses, rows)

@@ -28,7 +28,7 @@ class Recorder:
 
     Attributes:
         enabled: whether operations and programs are noted.
-        keeps_programs: whether at least programs are; that takes no time.
+        keeps_programs: whether at least programs are: then each is made with its own costs.
     """
 
     def __init__(self) -> None:

@@ -48,15 +48,12 @@ def test_short_pages_are_measured_for_a_gpu(probes, emulated, demo):
         device: set(HostProbes(shape, torch.device(device), torch.float32).by_name())
         for device in ("cpu", "cuda")
     }
-    assert names["cuda"] - names["cpu"] == {"host_page_s", "launch_while_attend"}
+    assert names["cuda"] - names["cpu"] == {"host_page_s"}
 
 
-def test_launching_is_measured_alone_and_while_the_cores_attend(probes, emulated, monkeypatch):
-    assert 1 <= probes.slowed_launching(emulated) < math.inf
-    for seconds, ratio in (((2.0, 3.0), 1.5), ((2.0, 1.9), 1.0)):
-        left = list(seconds)
-        monkeypatch.setattr(host_probes, "median_s", lambda *_, of=left: of.pop(0))
-        assert probes.slowed_launching(emulated) == ratio
+def test_the_cores_can_be_kept_at_work(probes, background):
+    with probes.attending():
+        assert background == [probes._attending[64]]
 
 
 def test_a_page_of_a_head_takes_what_short_pages_take_longer(probes, emulated, monkeypatch):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from tests.support import shared_model
+from transformers import DynamicCache
 
+from headrace.hf.cache import HostCache
 from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
 from headrace.plan.workload import Workload
@@ -93,3 +95,26 @@ def test_rows_in_another_number_have_programs_of_their_own(cache):
     programs = cache.paged._programs
     all_rows, some = (programs.program(rows, 1, costed=False).program for rows in (ROWS, range(2)))
     assert all_rows is not some
+
+
+def test_a_page_that_was_cropped_and_filled_with_other_tokens_is_another():
+    """With as many tokens as before: rebuilding needs the positions of those that there are."""
+    model, prompt_len, steps = shared_model("llama"), 64, 3
+    cache = HostCache(
+        model, policy="recompute", recompute_fraction=0.5, host_fraction=0.3, poison=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, model.config.vocab_size, (1, 160), generator=generator)
+    with torch.no_grad(), cache:
+        plain = DynamicCache()
+        for one in (cache, plain):
+            model(ids[:, :prompt_len], past_key_values=one)
+            for step in range(prompt_len, prompt_len + steps):
+                model(ids[:, step : step + 1], past_key_values=one)
+            one.crop(24 - prompt_len - steps)
+            model(ids[:, 80:120], past_key_values=one)
+        for step in range(120, 124):
+            found, expected = (
+                model(ids[:, step : step + 1], past_key_values=one).logits for one in (cache, plain)
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
