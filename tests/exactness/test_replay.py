@@ -59,13 +59,17 @@ def test_memory_that_is_made_in_a_replay_serves_plain_forwards_too(native, monke
     """The first page is filled in a replay: what the host's lane needs is made there."""
     if native == "off":
         monkeypatch.setenv("HEADRACE_NATIVE", "off")
-    with rows_cache(shared_model("llama"), "host") as cache:
-        life = Life("llama", cache, 40)
-        life.admit([1, 2], 5, None)
-        for _ in range(20):
-            life.decode(range(2))
+    model, prompt, steps = shared_model("llama"), [3, 4, 5, 6, 7], 20
+    with rows_cache(model, "host") as cache:
+        rows = cache.add(2)
+        cache.forward(rows, [prompt] * 2)
+        for _ in range(steps):
+            cache.forward(rows, [[5]] * 2)
         assert list(cache._replays._kept) == [2]
-        life.decode(range(1))
+        found = cache.forward(range(1), [[6]])
+    with torch.no_grad():
+        expected = model(torch.tensor([[*prompt, *[5] * steps, 6]])).logits[:, -1].float()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_forward_is_recorded_at_the_second_of_its_number_of_rows(monkeypatch):
