@@ -1,7 +1,8 @@
 """Planning anew while an engine runs: the context has grown, or rows have come or gone.
 
 The cache has been cut by then: block, granules and ring stay as they are, and only the split is
-decided again. That is one linear program or two, and takes about a millisecond.
+decided again. That is one linear program or two, which take about a millisecond, or a dozen where
+launching takes longest.
 """
 
 from __future__ import annotations
