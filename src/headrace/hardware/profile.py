@@ -246,7 +246,10 @@ class HardwareProfile:
         return replace(self, **latencies)  # type: ignore[arg-type]
 
     def without_replays(self) -> HardwareProfile:
-        """Return a profile of steps whose forward is launched kernel by kernel."""
+        """Return a profile of steps whose forward is launched kernel by kernel.
+
+        The rates of dense work stay what they are: of replayed steps, where these were measured.
+        """
         return replace(self, launch_layer_s=self.launch_plain_layer_s or self.launch_layer_s)
 
     def with_host_rate(self, ratio: float) -> HardwareProfile:

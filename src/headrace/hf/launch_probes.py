@@ -26,7 +26,7 @@ from headrace.hf.probe_timing import no_collection
 from headrace.model.shape import ModelShape
 from headrace.plan.policies import Policy
 from headrace.plan.workload import Workload
-from headrace.timeline import Lane
+from headrace.timeline import H2D_LANES, Lane
 
 _ROWS = 32
 _PAGED_TOKENS = 16
@@ -43,7 +43,7 @@ class _Launched:
     Attributes:
         layer_s: seconds of a layer.
         besides_s: seconds of the step besides its layers.
-        parts: loads of a layer, or 1 where the cores attend.
+        parts: on average, loads of a layer, or turns of the cores; 1 where there are neither.
     """
 
     layer_s: float
@@ -74,7 +74,7 @@ class LaunchProbes:
     def by_name(self) -> ExtraProbes:
         """Return the probes by the fields of a profile that they fill; none but for a GPU.
 
-        The first one comes first in each turn: the others measure what a step takes more than it.
+        The first one comes first in each turn: others measure what a layer takes more.
         """
         device = next(self._model.parameters()).device.type
         takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
@@ -178,9 +178,12 @@ class LaunchProbes:
                 layers_s.append(span_s / max(1, len(began) - 1))
             program = cache.paged.decode_program()
         step_s, layer_s = (statistics.median(all_s[_FIRST_STEPS:]) for all_s in (steps_s, layers_s))
-        attended = sum(op.lane is Lane.HOST_ATTEND for op in program.operations)
-        parts = (len(program.loads) or attended or layers) / layers
-        return _Launched(layer_s, max(0.0, step_s - layers * layer_s), parts)
+        # What is timed ends where the last layer attends.
+        timed = max(1, layers - 1)
+        some = [op for op in program.operations if op.layer < timed]
+        parts = sum(op.lane in H2D_LANES for op in some)
+        parts = parts or sum(op.lane is Lane.HOST_ATTEND for op in some) or timed
+        return _Launched(layer_s, max(0.0, step_s - layers * layer_s), parts / timed)
 
 
 def _note_beginnings(paged: Any) -> list[float]:

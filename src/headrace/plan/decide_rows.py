@@ -15,9 +15,9 @@ from headrace.plan.policies import Policy
 def best_rows(decider: Decider, policy: Policy) -> int:
     """Return the number of rows, up to the workload's, that makes most tokens a second.
 
-    Prefill and decoding count, both by what the rates allow: nothing is simulated here. More rows
-    share the weights of a step, until memory makes their cache travel; so the search goes up in
-    doublings, and then closes in on the best of them.
+    Prefill and decoding count, both by what rates and launching allow: nothing is simulated here.
+    More rows share the weights of a step, until memory makes their cache travel; so the search goes
+    up in doublings, and then closes in on the best of them.
 
     Args:
         decider: decides for the most rows there may be.

@@ -116,9 +116,10 @@ class Launching:
             splits: how the tokens of each group of layers are divided.
             streams_weights: whether some weights are streamed.
         """
-        short = not streams_weights and all(split.resident >= 1.0 for split in splits)
-        if not self.measured or short:
-            # A step of the short way has its launching in the rate of its dense work.
+        on_device = not work.paged or all(split.resident >= 1.0 - _NOTHING for split in splits)
+        if not self.measured or (on_device and not streams_weights):
+            # A step of the short way has its launching in the rate of its dense work. One of rows
+            # that are shorter than a page is taken for such a step.
             return 0.0
         layer_s = self._plain_layer_s if streams_weights else self._layer_s
         seconds = self._step_s + work.shape.num_layers * work.batches * layer_s
@@ -127,7 +128,9 @@ class Launching:
             seconds += found.kept * self._attend_s
             if split.host > _NOTHING and work.paged:
                 seconds += found.group.layers * work.batches * self._host_s
-        return seconds * self._slowed(any(split.host > _NOTHING for split in splits))
+        return seconds * self._slowed(
+            work.paged > 0 and any(split.host > _NOTHING for split in splits)
+        )
 
     def launched_s(self, operations: Sequence[Operation]) -> list[float]:
         """Return, for each operation of a step, how long after its beginning it can be launched.

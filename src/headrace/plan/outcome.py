@@ -46,6 +46,7 @@ class Plan:
         solve_s: seconds that deciding took, of which the solver is a part.
         feasible: whether it fits the memory and the model's context.
         reasons: what bounds it, what is gained, and what does not fit, in plain English.
+        launch_s: seconds of launching a step; 0 where that was not measured.
     """
 
     model: str

@@ -13,7 +13,7 @@ class StudyPoint:
 
     Attributes:
         x: the place: a row's cached tokens in the middle of the decoding, a share, or rows.
-        least_s: the least that the rates allow.
+        least_s: the least that the rates, and launching, allow.
         step_s: the simulated step, or None where it was not simulated.
         lack: what there is not enough of; empty where it fits.
     """

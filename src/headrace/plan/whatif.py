@@ -42,7 +42,7 @@ _ARITHMETIC = ("gemm_flops_per_s", "rebuild_flops_per_s", "gemm_while_h2d_flops_
 
 @dataclass(frozen=True)
 class Improvement:
-    """What a change would give, by what the rates allow (latencies left out).
+    """What a change would give, by what rates and launching allow (latencies left out).
 
     Attributes:
         what: the change, in words.

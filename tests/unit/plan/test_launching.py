@@ -264,11 +264,11 @@ def test_shares_that_are_nothing_but_rounding_take_no_calls():
     )
 
 
-def test_where_nothing_is_in_pages_there_are_no_granules():
-    launching = Launching(IN_STEPS)
-    empty = StepWork(OPT, 8, 8, 0, page_tokens=16)
-    base_s = 1e-3 + OPT.num_layers * 2e-4
-    assert launching.step_s(empty, GEOMETRY, [Split(stream=1.0)]) == pytest.approx(base_s)
+@pytest.mark.parametrize("split", [Split(stream=1.0), Split(host=1.0), EVERY_PATH])
+def test_rows_shorter_than_a_page_are_taken_to_go_the_short_way(split):
+    launching, empty = Launching(IN_STEPS), StepWork(OPT, 8, 8, 0, page_tokens=16)
+    assert launching.step_s(empty, GEOMETRY, [split]) == 0
+    assert not any(launching.launched_s(program_of(split, rows=8, context=8).operations))
 
 
 def test_the_reasons_say_that_launching_is_the_longest():
