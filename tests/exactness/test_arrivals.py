@@ -43,8 +43,8 @@ def replanned(profile, resident_pages):
     """Let caches that are asked for a fraction have it to begin with, and change it as they run."""
     plan = attached_cache.plan_cache
 
-    def planned(*args):
-        found = plan(*args)
+    def planned(*args, **named):
+        found = plan(*args, **named)
         made = replace(found.settings, resident_pages=resident_pages)
         options = PlanOptions.checked(weights_streamed=0.0)
         replanner = Replanner(made.shape, profile, options, made.geometry)

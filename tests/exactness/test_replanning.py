@@ -49,8 +49,8 @@ def limited_cache(model, monkeypatch, recompute, host, pages):
 
     plan = attached_cache.plan_cache
 
-    def planned(*args):
-        found = plan(*args)
+    def planned(*args, **named):
+        found = plan(*args, **named)
         return replace(found, settings=replace(found.settings, resident_pages=pages))
 
     monkeypatch.setattr(attached_cache, "plan_cache", planned)
