@@ -22,6 +22,10 @@ from headrace.runtime.triton_launcher import Launcher
 _TOKENS_AT_ONCE = 64
 _ROTATED_AT_ONCE = 16
 _ENTRIES_AT_ONCE = 16
+_MANY_ENTRIES = 64
+"""From so many entries of a row on, so many are merged at once, by as many more warps: few rows of
+many entries are a long loop of few programs, with the cores' result waiting at its end."""
+
 _LEAST_DOT = 16
 """Tensor cores take no fewer rows."""
 
@@ -253,6 +257,7 @@ def _merge_kernel(
 
 _attend_pages_launcher = Launcher(_attend_pages_kernel, _WARPS)
 _merge_launcher = Launcher(_merge_kernel, _WARPS)
+_merge_many_launcher = Launcher(_merge_kernel, _WARPS * _MANY_ENTRIES // _ENTRIES_AT_ONCE)
 
 
 def attend_pages(
@@ -372,7 +377,8 @@ def merge_parts(
     if parts is None:
         entries = 0
     parts, fresh, hosted = parts or some, fresh or some, host or some
-    _merge_launcher(
+    many = places >= _MANY_ENTRIES
+    (_merge_many_launcher if many else _merge_launcher)(
         (rows * heads * grouped,),
         (
             parts.output,
@@ -395,7 +401,7 @@ def merge_parts(
             table.missing_NB is not None,
             new is not None,
             host is not None,
-            _ENTRIES_AT_ONCE,
+            _MANY_ENTRIES if many else _ENTRIES_AT_ONCE,
             _tile(width),
         ),
     )

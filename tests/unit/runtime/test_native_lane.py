@@ -84,6 +84,30 @@ def test_nothing_happens_before_the_signal_and_the_flag_rises_after_the_work(att
         assert time.perf_counter() - start_s < PATIENCE_S
 
 
+@pytest.mark.parametrize("wait_s", [0.0, 0.05])
+def test_what_is_written_after_the_cores_read_ahead_is_attended_to(attention, lane, wait_s):
+    rows, tokens, page = 3, 1000, 100
+    torch.manual_seed(0)
+    query = torch.randn(rows, HEADS, GROUP, WIDTH)
+    key, value = torch.randn(2, rows * tokens // page, HEADS, page, WIDTH).unbind(0)
+    result = empty_partial(query.shape, query.device)
+    pages = range(len(key))
+    entries = RowEntries.of(rows, [one % rows for one in pages], pages, [page] * len(key))
+    call = attention.prepare(query, LayerPages.of([key], [value]), entries, SCORING, result)
+    signal, flag = word(), word()
+    done = lane.push(call, (signal.data_ptr(), 1), (flag.data_ptr(), 1))
+    time.sleep(wait_s)
+    key += torch.randn_like(key)
+    value += torch.randn_like(value)
+    query.normal_()
+    signal[0] = 1
+    assert wait_for(done) == 0
+    of_rows = [
+        part.unflatten(0, (-1, rows)).permute(1, 2, 0, 3, 4).flatten(2, 3) for part in (key, value)
+    ]
+    check_result(result, attend(query, *of_rows, SCORING))
+
+
 def test_calls_are_done_in_turn(attention, lane):
     calls = [some_call(attention) for _ in range(20)]
     signal, flag = word(), word()

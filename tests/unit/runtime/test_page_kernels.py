@@ -213,8 +213,9 @@ def test_a_fresh_token_is_put_into_its_page_and_seen(dtype, grouped, tokens):
 @pytest.mark.parametrize("with_new", [False, True])
 @pytest.mark.parametrize("with_host", [False, True])
 @pytest.mark.parametrize("width", [80, 128])
-def test_parts_of_ragged_rows_are_merged(grouped, with_new, with_host, width):
-    counts = [3, 0, 40, 1, 17]
+@pytest.mark.parametrize("most", [40, 150])
+def test_parts_of_ragged_rows_are_merged(grouped, with_new, with_host, width, most):
+    counts = [3, 0, most, 1, 17]
     entries = sum(counts)
     order = torch.randperm(entries).tolist()
     own = [[order.pop() for _ in range(count)] for count in counts]

@@ -1,214 +1,64 @@
-// Divides a call into items, has the pool attend to them, and merges what belongs together.
+// Has the pool attend to a call's items, and merges what belongs together.
+
+#include "attend.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <exception>
-#include <memory>
-#include <mutex>
-#include <new>
 #include <string>
-#include <vector>
 
-#include "headrace_attention.h"
-#include "pool.h"
-#include "stream.h"
-#include "variants.h"
+#include "rounding.h"
 
 #ifndef HEADRACE_SOURCE_HASH
 #define HEADRACE_SOURCE_HASH ""
 #endif
 
-namespace headrace {
-namespace {
-
-// How large items are, in tokens times heads. Few items a thread leave cores idle at the end; short
-// items repeat what an item costs besides its tokens.
-constexpr int64_t kItemsPerThread = 32;
-constexpr int64_t kFewItemsPerThread = 4;
-constexpr int64_t kUsualItem = 512;
-constexpr int64_t kFewestTokens = 2 * kBlock;
-
-// Queries and sums of an item's heads stay in a core's second cache.
-constexpr int64_t kItemStateBytes = 1 << 16;
-
-constexpr int64_t kReadPiece = 1 << 20;
-constexpr int64_t kAlignment = 64;
-
-constexpr int64_t kElementBytes[] = {4, 2, 2};  // by headrace_dtype
-
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
-
-// Memory that only grows.
-class Buffer {
- public:
-  char* fit(int64_t bytes) {
-    if (bytes > bytes_) {
-      const int64_t larger = rounded_up(std::max(bytes, 2 * bytes_), kAlignment);
-      memory_.reset();
-      bytes_ = 0;
-      memory_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, larger)));
-      if (!memory_) throw std::bad_alloc();
-      bytes_ = larger;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(char* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<char, Free> memory_;
-  int64_t bytes_ = 0;
-};
-
-}  // namespace
-
-// Where the partial results of one row and head are; a row's slots are by part, then head.
-struct Parts {
-  int64_t first_slot;
-  int64_t count;
-  std::atomic<int64_t> missing;
-};
-
-}  // namespace headrace
-
 using namespace headrace;
 
-struct headrace_pool {
-  headrace_pool(int threads, const Variant& chosen)
-      : variant(chosen), pool(threads), scratch(static_cast<size_t>(threads)) {}
-  headrace_pool(int threads, const Variant& chosen, headrace_team team)
-      : variant(chosen), pool(threads, team), scratch(static_cast<size_t>(threads)) {}
-
-  const Variant& variant;
-  Pool pool;
-  std::mutex turn;
-  std::vector<Buffer> scratch;  // by thread
-  Buffer slots;
-  Buffer zeros;
-  std::vector<Item> items;
-  std::unique_ptr<Parts[]> parts;  // by row and head
-  int64_t parts_size = 0;
-};
-
 namespace headrace {
 namespace {
 
-// One call, from its division to its merge.
+constexpr int64_t kReadPiece = 1 << 20;
+
+// One call that was divided, to its merge.
 class Attention {
  public:
-  Attention(headrace_pool& pool, const headrace_call& call)
+  Attention(headrace_pool& pool, const headrace_call& call, Division& division)
       : pool_(pool),
         call_(call),
+        division_(division),
         kernel_(pool.variant.kernels[call.dtype]),
-        slot_floats_(call.grouped * (call.width + 2)) {
-    job_.call = &call;
-    job_.shape = {call.grouped, call.width, call.width * kElementBytes[call.dtype], call.scale,
-                  call.softcap, nullptr};
-  }
+        state_(call),
+        slot_floats_(call.grouped * (call.width + 2)),
+        shape_(shape_of(call)) {}
 
   void run() {
-    divide();
+    for (int64_t row_head = 0; row_head < call_.rows * call_.heads; ++row_head) {
+      if (division_.parts(row_head).count == 0) clear(row_head);
+    }
+    const auto items = static_cast<int64_t>(division_.items().size());
+    if (items == 0) return;
     prepare_buffers();
-    if (pool_.items.empty()) return;
     pool_.pool.run([](void* self, int thread) { static_cast<Attention*>(self)->work(thread); },
-                   this, job_.item_count);
+                   this, items);
   }
 
  private:
-  int64_t tokens_of(int64_t row) const {
-    return call_.entry_token[call_.row_entry[row + 1]] - call_.entry_token[call_.row_entry[row]];
-  }
-
-  // Decides how many heads and tokens an item has: the same for all rows, so that rows which share
-  // pages share items' bounds.
-  void choose_item() {
-    const int64_t* token = call_.entry_token;
-    const int64_t tokens = token[call_.row_entry[call_.rows]] - token[call_.row_entry[0]];
-    const int64_t threads = pool_.pool.threads();
-    const int64_t work = tokens * call_.heads;
-    const int64_t wanted = std::max(kUsualItem, work / (threads * kItemsPerThread));
-    const int64_t most_heads = std::max<int64_t>(1, kItemStateBytes / head_state_bytes());
-    item_heads_ = std::min(call_.heads, most_heads);
-    item_tokens_ = std::max(kGroupTokens, rounded_up(wanted / item_heads_, kGroupTokens));
-    item_heads_ = std::min(item_heads_, std::max<int64_t>(1, wanted / item_tokens_));
-    const int64_t few = threads * kFewItemsPerThread;
-    if (work < few * item_tokens_ * item_heads_) item_heads_ = 1;
-    if (work < few * item_tokens_) item_tokens_ = kFewestTokens;
-  }
-
-  // Lists the items. Those of the same tokens and heads come together over all rows, so that a page
-  // that several rows share is likely still in a cache when the next one reads it.
-  void divide() {
-    choose_item();
-    fit_parts();
-    slots_ = 0;
-    int64_t most = 0;
-    for (int64_t row = 0; row < call_.rows; ++row) {
-      const int64_t count = divided_up(tokens_of(row), item_tokens_);
-      most = std::max(most, count);
-      for (int64_t head = 0; head < call_.heads; ++head) {
-        Parts& parts = pool_.parts[row * call_.heads + head];
-        parts.first_slot = slots_ + head;
-        parts.count = count;
-        parts.missing = count;
-        if (count == 0) clear(row * call_.heads + head);
-      }
-      if (count > 1) slots_ += count * call_.heads;
-    }
-    pool_.items.clear();
-    for (int64_t piece = 0; piece < most; ++piece) {
-      for (int64_t head = 0; head < call_.heads; head += item_heads_) {
-        for (int64_t row = 0; row < call_.rows; ++row) add_item(row, head, piece);
-      }
-    }
-    job_.items = pool_.items.data();
-    job_.item_count = static_cast<int64_t>(pool_.items.size());
-  }
-
-  void add_item(int64_t row, int64_t head, int64_t piece) {
-    const Parts& parts = pool_.parts[row * call_.heads + head];
-    if (piece >= parts.count) return;
-    const int64_t first = piece * item_tokens_;
-    pool_.items.push_back({row, head, std::min(item_heads_, call_.heads - head), first,
-                           std::min(item_tokens_, tokens_of(row) - first),
-                           parts.count > 1 ? slot_of(parts, piece) : -1});
-  }
-
-  int64_t slot_of(const Parts& parts, int64_t piece) const {
-    return parts.first_slot + piece * call_.heads;
-  }
-
-  void fit_parts() {
-    const int64_t needed = call_.rows * call_.heads;
-    if (needed > pool_.parts_size) {
-      pool_.parts_size = 0;
-      pool_.parts.reset(new Parts[static_cast<size_t>(needed)]);
-      pool_.parts_size = needed;
-    }
-  }
-
   void prepare_buffers() {
-    pool_.slots.fit(slots_ * slot_floats_ * 4);
-    char* zeros = pool_.zeros.fit(job_.shape.row_bytes);
-    std::memset(zeros, 0, static_cast<size_t>(job_.shape.row_bytes));
-    job_.shape.zeros = zeros;
+    pool_.slots.fit(division_.slots() * slot_floats_ * 4);
+    char* zeros = pool_.zeros.fit(shape_.row_bytes);
+    std::memset(zeros, 0, static_cast<size_t>(shape_.row_bytes));
+    shape_.zeros = zeros;
     for (Buffer& buffer : pool_.scratch) buffer.fit(scratch_bytes());
   }
 
-  int64_t padded_row_bytes() const { return rounded_up(call_.width, 32) * 4; }
-  int64_t padded_queries_bytes() const { return rounded_up(call_.grouped, 16) * 4; }
-  int64_t head_state_bytes() const {
-    return 2 * call_.grouped * padded_row_bytes() + 3 * padded_queries_bytes();
+  int64_t scores_bytes() const { return state_.queries_bytes * (kBlock + 1); }
+  int64_t scratch_bytes() const {
+    return scores_bytes() + division_.item_heads() * state_.bytes;
   }
-  int64_t scores_bytes() const { return padded_queries_bytes() * (kBlock + 1); }
-  int64_t scratch_bytes() const { return scores_bytes() + item_heads_ * head_state_bytes(); }
 
   Scratch scratch_of(char* memory, int64_t head) const {
-    char* place = memory + scores_bytes() + head * head_state_bytes();
+    char* place = memory + scores_bytes() + head * state_.bytes;
     auto take = [&place](int64_t bytes) {
       char* taken = place;
       place += bytes;
@@ -216,30 +66,41 @@ class Attention {
     };
     Scratch scratch;
     scratch.scores = reinterpret_cast<float*>(memory);
-    scratch.query = take(call_.grouped * padded_row_bytes());
-    scratch.sums = take(call_.grouped * padded_row_bytes());
-    scratch.maximum = take(padded_queries_bytes());
-    scratch.total = take(padded_queries_bytes());
-    scratch.factor = take(padded_queries_bytes());
+    scratch.query = take(call_.grouped * state_.row_bytes);
+    scratch.sums = take(call_.grouped * state_.row_bytes);
+    scratch.maximum = take(state_.queries_bytes);
+    scratch.total = take(state_.queries_bytes);
+    scratch.factor = take(state_.queries_bytes);
     return scratch;
   }
 
   void work(int thread) {
     char* memory = pool_.scratch[static_cast<size_t>(thread)].fit(scratch_bytes());
-    if (kernel_.begin) kernel_.begin(job_.shape);
-    BlockStream stream(job_);
+    if (kernel_.begin) kernel_.begin(shape_);
+    BlockStream stream(call_, shape_);
+    Claims::Thread claims(pool_.claims, thread);
+    // A block is known before the one ahead of it is done, so that its keys can be prefetched even
+    // across items.
+    auto next = [&](TokenBlock& block) {
+      while (!stream.next(block)) {
+        const int64_t item = claims.next();
+        if (item < 0) return false;
+        stream.open(division_.items()[static_cast<size_t>(item)]);
+      }
+      return true;
+    };
     TokenBlock blocks[2];
     int now = 0;
-    bool more = stream.next(blocks[now]);
+    bool more = next(blocks[now]);
     while (more) {
       TokenBlock& block = blocks[now];
       now = 1 - now;
-      more = stream.next(blocks[now]);
+      more = next(blocks[now]);
       const Scratch scratch = scratch_of(memory, block.head);
-      kernel_.attend(job_.shape, scratch, block, more ? &blocks[now] : nullptr);
+      kernel_.attend(shape_, scratch, block, more ? &blocks[now] : nullptr);
       if (block.last) finish(scratch, block);
     }
-    if (kernel_.end) kernel_.end(job_.shape);
+    if (kernel_.end) kernel_.end(shape_);
   }
 
   // Where one row and head's result goes.
@@ -271,8 +132,8 @@ class Attention {
     const Item& item = *block.item;
     const int64_t row_head = item.row * call_.heads + item.head + block.head;
     const Result to = item.slot < 0 ? result_at(row_head) : slot_at(item.slot + block.head);
-    kernel_.finish(job_.shape, scratch, to.output, to.maximum, to.total);
-    Parts& parts = pool_.parts[row_head];
+    kernel_.finish(shape_, scratch, to.output, to.maximum, to.total);
+    Parts& parts = division_.parts(row_head);
     // Whoever finishes the last part merges them all, in their order: whatever the threads do, the
     // result is the same.
     if (item.slot >= 0 && parts.missing.fetch_sub(1, std::memory_order_acq_rel) == 1) {
@@ -284,14 +145,14 @@ class Attention {
     for (int64_t query = 0; query < call_.grouped; ++query) {
       float maximum = -INFINITY;
       for (int64_t part = 0; part < parts.count; ++part) {
-        maximum = std::max(maximum, slot_at(slot_of(parts, part)).maximum[query]);
+        maximum = std::max(maximum, slot_at(division_.slot_of(parts, part)).maximum[query]);
       }
       const float finite = maximum == -INFINITY ? 0.0f : maximum;
       float* output = to.output + query * call_.width;
       std::fill_n(output, call_.width, 0.0f);
       float total = 0.0f;
       for (int64_t part = 0; part < parts.count; ++part) {
-        const Result from = slot_at(slot_of(parts, part));
+        const Result from = slot_at(division_.slot_of(parts, part));
         const float factor = std::exp(from.maximum[query] - finite);
         const float* sums = from.output + query * call_.width;
         for (int64_t i = 0; i < call_.width; ++i) output[i] += factor * sums[i];
@@ -304,19 +165,26 @@ class Attention {
 
   headrace_pool& pool_;
   const headrace_call& call_;
+  Division& division_;
   const Kernel& kernel_;
+  const HeadState state_;
   const int64_t slot_floats_;
-  int64_t item_heads_ = 1;
-  int64_t item_tokens_ = 0;
-  int64_t slots_ = 0;
-  Job job_;
+  Shape shape_;
 };
+
+}  // namespace
 
 bool is_allowed(const headrace_call& call) {
   return call.dtype >= HEADRACE_FLOAT32 && call.dtype <= HEADRACE_BFLOAT16 && call.rows >= 0 &&
          call.heads >= 1 && call.grouped >= 1 && call.width >= 1 && call.page_tokens >= 1 &&
          call.extents >= 0;
 }
+
+void attend(headrace_pool& pool, const headrace_call& call, Division& division) {
+  Attention(pool, call, division).run();
+}
+
+namespace {
 
 // A read of memory from end to end, in pieces that the threads claim.
 struct Read {
@@ -394,7 +262,9 @@ int headrace_attend(headrace_pool* pool, const headrace_call* call) {
   if (!pool || !call || !is_allowed(*call)) return HEADRACE_BAD_CALL;
   try {
     std::lock_guard<std::mutex> turn(pool->turn);
-    Attention(*pool, *call).run();
+    pool->division.divide(*call, pool->pool.threads());
+    pool->claims.open(static_cast<int64_t>(pool->division.items().size()), 0, 1);
+    attend(*pool, *call, pool->division);
     return HEADRACE_OK;
   } catch (const std::exception&) {
     return HEADRACE_NO_MEMORY;

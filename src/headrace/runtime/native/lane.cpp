@@ -9,8 +9,12 @@
 #include <mutex>
 #include <thread>
 
+#include "ahead.h"
+#include "attend.h"
 #include "headrace_attention.h"
 #include "pause.h"
+
+using headrace::is_reached;
 
 namespace {
 
@@ -32,10 +36,6 @@ double now_s() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-bool is_reached(const headrace_word& word) {
-  return __atomic_load_n(word.address, __ATOMIC_ACQUIRE) >= word.number;
 }
 
 }  // namespace
@@ -80,14 +80,42 @@ struct headrace_lane {
   }
 
   void attend(const Job& job) {
-    int status = failed ? HEADRACE_GIVEN_UP : await(job.signal);
+    int status = failed ? HEADRACE_GIVEN_UP : prepare(job);
+    if (status == HEADRACE_OK) status = await(job.signal);
     job.done->start_s = now_s();
-    if (status == HEADRACE_OK) status = headrace_attend(pool, &job.call);
+    if (status == HEADRACE_OK) status = attend_now(job.call);
     failed = failed || status != HEADRACE_OK;
     job.done->finish_s = now_s();
     __atomic_store_n(&job.done->status, status, __ATOMIC_RELEASE);
     // The device goes on in any case; who launched its work learns of the status.
     __atomic_store_n(job.flag.address, job.flag.number, __ATOMIC_RELEASE);
+  }
+
+  // What can be done before the device asks: the queries are not there yet, all else is.
+  int prepare(const Job& job) {
+    if (!headrace::is_allowed(job.call)) return HEADRACE_BAD_CALL;
+    try {
+      const int threads = pool->pool.threads();
+      division.divide(job.call, threads);
+      held = headrace::items_ahead(job.call, division, threads);
+      std::unique_lock<std::mutex> turn(pool->turn, std::try_to_lock);
+      if (turn) headrace::read_ahead(*pool, job.call, division, held, job.signal);
+      return HEADRACE_OK;
+    } catch (const std::exception&) {
+      return HEADRACE_NO_MEMORY;
+    }
+  }
+
+  int attend_now(const headrace_call& call) {
+    try {
+      std::lock_guard<std::mutex> turn(pool->turn);
+      const auto items = static_cast<int64_t>(division.items().size());
+      pool->claims.open(items, held, pool->pool.threads());
+      headrace::attend(*pool, call, division);
+      return HEADRACE_OK;
+    } catch (const std::exception&) {
+      return HEADRACE_NO_MEMORY;
+    }
   }
 
   int await(const headrace_word& signal) {
@@ -109,6 +137,8 @@ struct headrace_lane {
   std::mutex mutex;
   std::condition_variable pushed;
   std::deque<Job> jobs;
+  headrace::Division division;  // of the call that comes next
+  int64_t held = 0;             // of its items, by the threads
   bool ends = false;
   bool failed = false;
   std::thread thread;  // last: it uses all of the above

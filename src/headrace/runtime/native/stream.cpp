@@ -5,14 +5,10 @@
 namespace headrace {
 
 bool BlockStream::next(TokenBlock& block) {
-  if (!item_) {
-    if (!claim()) return false;
-    gather_group();
-  }
-  const headrace_call& call = *job_.call;
+  if (!item_) return false;
   const Places& places = group_[block_];
-  const int64_t query = (item_->row * call.heads + item_->head + head_) * call.grouped;
-  block.query = static_cast<const char*>(call.query) + query * job_.shape.row_bytes;
+  const int64_t query = (item_->row * call_.heads + item_->head + head_) * call_.grouped;
+  block.query = static_cast<const char*>(call_.query) + query * row_bytes_;
   block.item = item_;
   block.head = head_;
   block.first = first_group_ && block_ == 0;
@@ -44,37 +40,33 @@ void BlockStream::write_block(const Places& places, int64_t offset, TokenBlock& 
   }
 }
 
-bool BlockStream::claim() {
-  const int64_t number = job_.next_item.fetch_add(1, std::memory_order_relaxed);
-  if (number >= job_.item_count) return false;
-  item_ = job_.items + number;
+void BlockStream::open(const Item& item) {
+  item_ = &item;
   first_group_ = true;
   left_ = item_->count;
-  const headrace_call& call = *job_.call;
-  const int64_t* begin = call.entry_token + call.row_entry[item_->row];
-  const int64_t* end = call.entry_token + call.row_entry[item_->row + 1];
+  const int64_t* begin = call_.entry_token + call_.row_entry[item_->row];
+  const int64_t* end = call_.entry_token + call_.row_entry[item_->row + 1];
   const int64_t token = *begin + item_->token;
   const int64_t* found = std::upper_bound(begin, end + 1, token) - 1;
-  entry_ = found - call.entry_token;
+  entry_ = found - call_.entry_token;
   open_entry();
   place_ = token - *found;
   entry_left_ -= place_;
-  return true;
+  gather_group();
 }
 
 void BlockStream::open_entry() {
-  const headrace_call& call = *job_.call;
-  const int64_t page = call.entry_page[entry_];
+  const int64_t page = call_.entry_page[entry_];
   int64_t extent = 0;
-  while (page >= call.extent_first[extent + 1]) ++extent;
-  const int64_t strip = (page - call.extent_first[extent]) * call.heads + item_->head;
-  const int64_t offset = strip * call.page_tokens * job_.shape.row_bytes;
-  key_ = static_cast<const char*>(call.key_extents[extent]) + offset;
-  value_ = static_cast<const char*>(call.value_extents[extent]) + offset;
-  const int64_t word = call.entry_mask ? call.entry_mask[entry_] : -1;
-  mask_ = word < 0 ? nullptr : call.mask_words + word;
+  while (page >= call_.extent_first[extent + 1]) ++extent;
+  const int64_t strip = (page - call_.extent_first[extent]) * call_.heads + item_->head;
+  const int64_t offset = strip * call_.page_tokens * row_bytes_;
+  key_ = static_cast<const char*>(call_.key_extents[extent]) + offset;
+  value_ = static_cast<const char*>(call_.value_extents[extent]) + offset;
+  const int64_t word = call_.entry_mask ? call_.entry_mask[entry_] : -1;
+  mask_ = word < 0 ? nullptr : call_.mask_words + word;
   place_ = 0;
-  entry_left_ = call.entry_token[entry_ + 1] - call.entry_token[entry_];
+  entry_left_ = call_.entry_token[entry_ + 1] - call_.entry_token[entry_];
 }
 
 // Finds the item's next tokens: at least one block, which may be empty if all others are hidden.
@@ -86,7 +78,6 @@ void BlockStream::gather_group() {
 }
 
 void BlockStream::gather(Places& places) {
-  const int64_t row_bytes = job_.shape.row_bytes;
   places.count = 0;
   places.run_count = 0;
   while (left_ > 0 && places.count < kBlock) {
@@ -96,7 +87,7 @@ void BlockStream::gather(Places& places) {
     }
     const int64_t run = visible_run(std::min<int64_t>(kBlock - places.count, left_));
     if (run == 0) continue;
-    const int64_t offset = place_ * row_bytes;
+    const int64_t offset = place_ * row_bytes_;
     places.runs[places.run_count++] = {key_ + offset, value_ + offset, static_cast<int>(run)};
     places.count += static_cast<int>(run);
     place_ += run;

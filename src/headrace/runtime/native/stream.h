@@ -3,7 +3,6 @@
 #ifndef HEADRACE_STREAM_H
 #define HEADRACE_STREAM_H
 
-#include <atomic>
 #include <cstdint>
 
 #include "blocks.h"
@@ -17,23 +16,16 @@ namespace headrace {
 constexpr int kGroupBlocks = 4;
 constexpr int64_t kGroupTokens = kGroupBlocks * kBlock;
 
-// What the threads of a call share.
-struct Job {
-  const headrace_call* call;
-  Shape shape;
-  const Item* items;
-  int64_t item_count;
-  std::atomic<int64_t> next_item{0};
-};
-
-// The blocks of the items that one thread claims. A block is known before the one ahead of it is
-// done, so that its keys can be prefetched even across items.
+// The blocks of one item after the other.
 class BlockStream {
  public:
-  explicit BlockStream(Job& job)
-      : job_(job), strip_bytes_(job.call->page_tokens * job.shape.row_bytes) {}
+  BlockStream(const headrace_call& call, const Shape& shape)
+      : call_(call), row_bytes_(shape.row_bytes), strip_bytes_(call.page_tokens * row_bytes_) {}
 
-  // Fills a block; returns whether there was one.
+  // Goes to an item, once all blocks of the one before have been had.
+  void open(const Item& item);
+
+  // Fills a block; returns whether there was one: false at the end of the item, or before any.
   bool next(TokenBlock& block);
 
  private:
@@ -44,7 +36,6 @@ class BlockStream {
     int count;
   };
 
-  bool claim();
   void open_entry();
   void gather_group();
   void end_group();
@@ -52,7 +43,8 @@ class BlockStream {
   void gather(Places& places);
   int64_t visible_run(int64_t most);
 
-  Job& job_;
+  const headrace_call& call_;
+  const int64_t row_bytes_;
   const int64_t strip_bytes_;  // of one head's tokens in a page
   const Item* item_ = nullptr;
 
