@@ -150,7 +150,9 @@ class Limits:
             layer_dense_flops(shape, tokens) + attention_flops(shape, tokens, sizes.prompt_len // 2)
         )
         of_stream = _MEAN_STEP * steps * step_s
-        case_s = self.runs * (2 * flops / self.gemm_flops_per_s + of_stream)
+        # A row's prompt needs all weights, and few rows' prompts share them.
+        of_prompts = sizes.rows * streamed / self.link_bytes_per_s
+        case_s = self.runs * (2 * flops / self.gemm_flops_per_s + of_prompts + of_stream)
         if case_s > self.case_s:
             return "time", f"it would take about {format_seconds(case_s)} here"
         return None
@@ -253,7 +255,7 @@ def _helps_little(sizes: Sizes, smaller: Sizes, case: Case, steps: int) -> bool:
     if smaller.narrow != sizes.narrow or smaller.layers != sizes.layers:
         return False
     streamed = weights_share(case, sizes.dtype) * all_layers_weight_bytes(sizes.shape)
-    return sizes.kv_bytes(steps) < _MINOR * streamed
+    return sizes.rows <= _LEAST_ROWS and sizes.kv_bytes(steps) < _MINOR * streamed
 
 
 def _smaller(sizes: Sizes, kind: str, streamed: bool) -> Sizes:

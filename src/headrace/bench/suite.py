@@ -25,6 +25,7 @@ from headrace.hardware.emulation import emulated_link_rate
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attached_cache import open_backend
+from headrace.hf.attachment import attached
 from headrace.hf.machine import machine_profile, shape_of
 from headrace.hf.set_aside import set_aside_of
 from headrace.hf.weights import PlacedWeights
@@ -35,6 +36,9 @@ from headrace.units import format_seconds
 _CPU_LAYERS = 2
 _CPU_STEPS, _CPU_RESIDENT_STEPS = 3, 6
 """Steps of a turn on a CPU; where nothing waits for the link they are short, and vary more."""
+
+_LONG_STEP_S, _LONG_STEPS = 0.25, 2
+"""Where an emulated link takes so long, steps differ by little, and so many of a turn suffice."""
 
 _FIRST_STEPS = 3
 _ALTERNATING_SHARE = 0.5
@@ -158,15 +162,18 @@ def run_case(
     work = replace(work, comparison=Comparison(allowed_error(work.model, work.ids, work.mask)))
     wanted = choose_wanted(case, fitted, loaded.model, profile, measuring.all_steps)
     place(loaded.model, wanted.weights_on_host, profile)
-    budget = choose_budget(case, fitted, wanted, loaded.model, profile, measuring.all_steps)
-    if budget.words:
-        say(f"  {budget.words}")
-    foreseen = foresee(case, fitted, loaded.model, profile, budget, measuring.all_steps)
-    for one in foreseen:
-        say(f"  {_foreseen_words(one)}")
-    alternating = may_alternate(case, fitted, budget, loaded.model, measuring.all_steps)
-    measuring = replace(measuring, one_at_a_time=not alternating)
-    policies, rivals, unable, agreements = measure(case, work, measuring, budget, progress)
+    with attached(loaded.model):
+        budget = choose_budget(case, fitted, wanted, loaded.model, profile, measuring.all_steps)
+        if budget.words:
+            say(f"  {budget.words}")
+        foreseen = foresee(case, fitted, loaded.model, profile, budget, measuring.all_steps)
+        for one in foreseen:
+            say(f"  {_foreseen_words(one)}")
+        alternating = may_alternate(case, fitted, budget, loaded.model, measuring.all_steps)
+        measuring = replace(measuring, one_at_a_time=not alternating)
+        if options.emulate and options.steps is None:
+            measuring = _with_enough_steps(measuring, foreseen)
+        policies, rivals, unable, agreements = measure(case, work, measuring, budget, progress)
     return CaseResult(
         case=case,
         fitted=fitted,
@@ -181,6 +188,14 @@ def run_case(
         agreements=agreements,
         seconds=time.perf_counter() - start_s,
     )
+
+
+def _with_enough_steps(measuring: MeasureOptions, foreseen: Sequence[Foreseen]) -> MeasureOptions:
+    """Return how much is measured where a link is emulated: fewer steps where all are long."""
+    least_s = min(one.predicted_step_s for one in foreseen)
+    if least_s < _LONG_STEP_S:
+        return measuring
+    return replace(measuring, steps_per_round=min(measuring.steps_per_round, _LONG_STEPS))
 
 
 def _as_asked(case: Case, options: SuiteOptions) -> Case:

@@ -6,8 +6,8 @@ hooks that tell which cache a forward runs with and what each attention module's
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -240,4 +240,20 @@ def detach(model: nn.Module) -> None:
         attachment.close()
 
 
-__all__ = ["Attachment", "ForwardCache", "attach", "detach", "text_config"]
+@contextmanager
+def attached(model: nn.Module) -> Iterator[Attachment]:
+    """Hold a model's attachment for a while.
+
+    Who attaches meanwhile, again and again, gets the same one; by itself each would run the model.
+
+    Raises:
+        UnsupportedModelError: the model cannot be served.
+    """
+    attachment = attach(model)
+    try:
+        yield attachment
+    finally:
+        detach(model)
+
+
+__all__ = ["Attachment", "ForwardCache", "attach", "attached", "detach", "text_config"]

@@ -21,7 +21,7 @@ from torch import nn
 
 from headrace.hardware.probes import ExtraProbes
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.attachment import attach, detach
+from headrace.hf.attachment import attached
 from headrace.hf.probe_timing import no_collection
 from headrace.model.shape import ModelShape
 from headrace.plan.policies import Policy
@@ -147,11 +147,8 @@ class LaunchProbes:
 
     def _rebuilds(self) -> bool:
         """Return whether keys and values can be made from X."""
-        attachment = attach(self._model)
-        try:
+        with attached(self._model) as attachment:
             return attachment.why_not_rebuilt is None
-        finally:
-            detach(self._model)
 
     def _step(self, policy: Policy, prompt_len: int, *, record: bool = True) -> _Launched:
         """Return how a step is launched, over all of them that count."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from headrace.hardware.probes import CURVES, ExtraProbes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hardware.store import load_or_measure
 from headrace.hf import model_probes, step_probes
-from headrace.hf.attachment import attach, detach
+from headrace.hf.attachment import attached
 from headrace.hf.host_probes import HostProbes
 from headrace.hf.launch_probes import LaunchProbes
 from headrace.hf.mail_probes import MailProbes
@@ -26,11 +27,8 @@ def shape_of(model: nn.Module) -> ModelShape:
     Raises:
         UnsupportedModelError: the model cannot be served.
     """
-    attachment = attach(model)
-    try:
+    with attached(model) as attachment:
         return model_shape(model, attachment, next(model.parameters()).dtype)
-    finally:
-        detach(model)
 
 
 def machine_profile(
@@ -52,10 +50,12 @@ def machine_profile(
     if placed is not None:
         # Of a layer's weights, only a slot's worth is on the device: others like them are measured.
         model = small_model_of(model, placed.backend.device)
-    parameter, shape = next(model.parameters()), shape_of(model)
-    cache = (shape, parameter.device, parameter.dtype)
-    host = HostProbes(*cache)
-    try:
+    parameter = next(model.parameters())
+    with attached(model) as attachment, ExitStack() as kept:
+        shape = model_shape(model, attachment, parameter.dtype)
+        cache = (shape, parameter.device, parameter.dtype)
+        host = HostProbes(*cache)
+        kept.callback(host.close)
         return load_or_measure(
             parameter.device.type,
             shape,
@@ -76,8 +76,6 @@ def machine_profile(
                 "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
             },
         )
-    finally:
-        host.close()
 
 
 def dense_probes(model: nn.Module, shape: ModelShape) -> ExtraProbes:

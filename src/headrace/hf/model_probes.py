@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from headrace.hf.attachment import attach, detach
+from headrace.hf.attachment import attached
 from headrace.hf.probe_timing import REPEATS, WAIT_S, median_s
 from headrace.model.cost import rebuild_flops_per_token
 from headrace.model.projection import LayerProjection
@@ -240,8 +240,7 @@ def _rebuilding(
     model: nn.Module, shape: ModelShape, pages: int
 ) -> Iterator[Callable[[], object] | None]:
     """Yield work that rebuilds a layer's pages from X; None where nothing can be rebuilt."""
-    attachment = attach(model)
-    try:
+    with attached(model) as attachment:
         usable = [one for one in attachment.projections if isinstance(one, LayerProjection)]
         if not usable:
             yield None
@@ -260,5 +259,3 @@ def _rebuilding(
                 yield lambda: usable[0].rebuild_unrotated(activations)
             else:
                 yield lambda: usable[0].rebuild(activations, positions)
-    finally:
-        detach(model)

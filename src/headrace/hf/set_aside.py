@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from headrace.hf.attachment import Attachment, attach, detach
+from headrace.hf.attachment import Attachment, attached
 from headrace.hf.replay import replay_bytes
 from headrace.hf.shape import model_shape
 from headrace.hf.weights import device_bytes, placed_weights
@@ -104,12 +104,9 @@ def set_aside_of(model: nn.Module, workload: Workload) -> SetAside:
     placed = placed_weights(model)
     parameter = next(model.parameters())
     device = parameter.device if placed is None else placed.backend.device
-    attachment = attach(model)
-    try:
+    with attached(model) as attachment:
         shape = model_shape(model, attachment, parameter.dtype)
         return set_aside(model, attachment, shape, workload, device)
-    finally:
-        detach(model)
 
 
 def _rotary_bytes(attachment: Attachment, positions: int) -> int:

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -60,8 +61,7 @@ def test_a_model_that_cannot_be_rebuilt_has_a_rate_without_limit(demo, monkeypat
         projections = ("not found",) * 6
 
     shape = shape_of(demo.model)
-    monkeypatch.setattr(model_probes, "attach", lambda model: Attachment)
-    monkeypatch.setattr(model_probes, "detach", lambda model: None)
+    monkeypatch.setattr(model_probes, "attached", lambda model: nullcontext(Attachment))
     assert rebuild_rate(demo.model, shape) == math.inf
     assert rebuild_call_s(demo.model, shape) == 0
 
