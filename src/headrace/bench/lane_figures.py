@@ -18,7 +18,8 @@ class LaneFigures:
         link_busy: share of the time in which the link to the device was busy.
         device_busy: share of the time in which the device computed.
         link_bytes_per_s: what came through the link, while it was busy; 0 where nothing came.
-        host_attend_bytes_per_s: keys and values that the host's cores read, while they attended.
+        host_attend_bytes_per_s: keys and values that the host's cores attended to, while they did;
+            of these, some may have been read ahead.
         dram_bytes_per_s: what link and cores read of host memory, over all of the time.
         rebuild_flops_per_s: of rebuilding keys and values, while it was under way.
     """

@@ -150,9 +150,10 @@ class Limits:
             layer_dense_flops(shape, tokens) + attention_flops(shape, tokens, sizes.prompt_len // 2)
         )
         of_stream = _MEAN_STEP * steps * step_s
-        # A row's prompt needs all weights, and few rows' prompts share them.
-        of_prompts = sizes.rows * streamed / self.link_bytes_per_s
-        case_s = self.runs * (2 * flops / self.gemm_flops_per_s + of_prompts + of_stream)
+        # All weights pass for prompts, too: once a run, and for each row where room is short.
+        passes = self.runs + sizes.rows - 1
+        of_prompts = passes * streamed / self.link_bytes_per_s
+        case_s = self.runs * (2 * flops / self.gemm_flops_per_s + of_stream) + of_prompts
         if case_s > self.case_s:
             return "time", f"it would take about {format_seconds(case_s)} here"
         return None
@@ -251,7 +252,7 @@ def fit(case: Case, dtype: str, limits: Limits, steps: int, most: Most | None = 
 
 
 def _helps_little(sizes: Sizes, smaller: Sizes, case: Case, steps: int) -> bool:
-    """Return whether fewer or shorter rows save little, for it is the weights that take long."""
+    """Return whether fewer or shorter rows save little: few share weights that take long."""
     if smaller.narrow != sizes.narrow or smaller.layers != sizes.layers:
         return False
     streamed = weights_share(case, sizes.dtype) * all_layers_weight_bytes(sizes.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -162,7 +163,8 @@ def run_case(
     work = replace(work, comparison=Comparison(allowed_error(work.model, work.ids, work.mask)))
     wanted = choose_wanted(case, fitted, loaded.model, profile, measuring.all_steps)
     place(loaded.model, wanted.weights_on_host, profile)
-    with attached(loaded.model):
+    with ExitStack() as held:
+        held.enter_context(attached(loaded.model))
         budget = choose_budget(case, fitted, wanted, loaded.model, profile, measuring.all_steps)
         if budget.words:
             say(f"  {budget.words}")
@@ -170,6 +172,9 @@ def run_case(
         for one in foreseen:
             say(f"  {_foreseen_words(one)}")
         alternating = may_alternate(case, fitted, budget, loaded.model, measuring.all_steps)
+        if not alternating:
+            # With the last cache of a run goes all that it needed of the device.
+            held.close()
         measuring = replace(measuring, one_at_a_time=not alternating)
         if options.emulate and options.steps is None:
             measuring = _with_enough_steps(measuring, foreseen)
@@ -192,7 +197,7 @@ def run_case(
 
 def _with_enough_steps(measuring: MeasureOptions, foreseen: Sequence[Foreseen]) -> MeasureOptions:
     """Return how much is measured where a link is emulated: fewer steps where all are long."""
-    least_s = min(one.predicted_step_s for one in foreseen)
+    least_s = min((one.predicted_step_s for one in foreseen if not one.reason), default=0.0)
     if least_s < _LONG_STEP_S:
         return measuring
     return replace(measuring, steps_per_round=min(measuring.steps_per_round, _LONG_STEPS))

@@ -154,6 +154,7 @@ class Attachment:
             return
         cache = kwargs.get("past_key_values")
         if cache is None or not hasattr(cache, "begin_forward"):
+            self._note_inputs(False)
             return
         inputs = dict(kwargs)
         if args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 
 from torch import nn
 
@@ -51,31 +51,32 @@ def machine_profile(
         # Of a layer's weights, only a slot's worth is on the device: others like them are measured.
         model = small_model_of(model, placed.backend.device)
     parameter = next(model.parameters())
-    with attached(model) as attachment, ExitStack() as kept:
+    with attached(model) as attachment:
         shape = model_shape(model, attachment, parameter.dtype)
         cache = (shape, parameter.device, parameter.dtype)
-        host = HostProbes(*cache)
-        kept.callback(host.close)
-        return load_or_measure(
-            parameter.device.type,
-            shape,
-            emulate=emulate,
-            quick=quick,
-            progress=progress,
-            kind=shape.kind,
-            extra_probes={
-                "attend_bytes_per_s": lambda _: model_probes.attend_rate(*cache),
-                "resident_attend_bytes_per_s": lambda _: model_probes.resident_attend_rate(*cache),
-                "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
-                **host.by_name(),
-                **MailProbes(*cache).by_name(),
-                "load_call_s": lambda _: model_probes.load_call_s(*cache[1:]),
-                **LaunchProbes(model, shape, host.attending).by_name(),
-                **dense_probes(model, shape),
-                "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
-                "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
-            },
-        )
+        with closing(HostProbes(*cache)) as host:
+            return load_or_measure(
+                parameter.device.type,
+                shape,
+                emulate=emulate,
+                quick=quick,
+                progress=progress,
+                kind=shape.kind,
+                extra_probes={
+                    "attend_bytes_per_s": lambda _: model_probes.attend_rate(*cache),
+                    "resident_attend_bytes_per_s": lambda _: model_probes.resident_attend_rate(
+                        *cache
+                    ),
+                    "attend_call_s": lambda _: model_probes.attend_call_s(*cache),
+                    **host.by_name(),
+                    **MailProbes(*cache).by_name(),
+                    "load_call_s": lambda _: model_probes.load_call_s(*cache[1:]),
+                    **LaunchProbes(model, shape, host.attending).by_name(),
+                    **dense_probes(model, shape),
+                    "rebuild_flops_per_s": lambda _: model_probes.rebuild_rate(model, shape),
+                    "rebuild_call_s": lambda _: model_probes.rebuild_call_s(model, shape),
+                },
+            )
 
 
 def dense_probes(model: nn.Module, shape: ModelShape) -> ExtraProbes:

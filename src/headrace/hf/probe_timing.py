@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 
 REPEATS = 7
-WAIT_S = 0.02
-"""About as long as a layer waits for an emulated link: threads fall asleep, caches cool."""
+WAIT_S = 0.01
+"""About as long as a layer waits for emulated cores: threads fall asleep, caches cool."""
 
 
 def median_s(

@@ -130,6 +130,11 @@ class HostEvent(Event):
         self.wait_on_host()
         return self._times_s
 
+    @property
+    def ahead_s(self) -> float:
+        """No time: the interpreter's thread reads nothing before the start."""
+        return 0.0
+
 
 class NativeHostEvent(Event):
     """The end of the cores' work for a layer, done by a native lane.
@@ -162,6 +167,11 @@ class NativeHostEvent(Event):
         """Return start and finish, seconds since the backend's epoch."""
         self.wait_on_host()
         return self._done.start_s - self._epoch_s, self._done.finish_s - self._epoch_s
+
+    @property
+    def ahead_s(self) -> float:
+        """For how long the cores read keys and values before the start, once it has happened."""
+        return float(self._done.ahead_s)
 
 
 class HostLane:
@@ -277,7 +287,7 @@ class HostLane:
         while self._begun and self._begun[0].event.happened:
             begun = self._begun.popleft()
             start_s, finish_s = begun.event.times_s()
-            seconds += max(0.0, finish_s - start_s - begun.mail_s)
+            seconds += max(0.0, finish_s - start_s - begun.mail_s) + begun.event.ahead_s
             read_bytes += begun.read_bytes
         return Busy(seconds, read_bytes)
 

@@ -83,7 +83,8 @@ class Busy:
     """For how long the host's cores attended, over some layers, and what they read meanwhile.
 
     Attributes:
-        seconds: without those in which queries came down and results went up.
+        seconds: with those in which they read ahead, without those in which queries came down and
+            results went up.
         read_bytes: of keys and values.
     """
 

@@ -64,7 +64,7 @@ class NativeLane:
         """
         while self._under_way and self._under_way[0][0].status != _PENDING:
             self._under_way.popleft()
-        done = Done(_PENDING, 0.0, 0.0)
+        done = Done(_PENDING)
         status = self._library.headrace_lane_push(
             self._lane,
             ctypes.byref(prepared.call),

@@ -102,6 +102,8 @@ def test_what_is_written_after_the_cores_read_ahead_is_attended_to(attention, la
     query.normal_()
     signal[0] = 1
     assert wait_for(done) == 0
+    assert 0 <= done.ahead_s < PATIENCE_S
+    assert done.ahead_s > 0 or not wait_s
     of_rows = [
         part.unflatten(0, (-1, rows)).permute(1, 2, 0, 3, 4).flatten(2, 3) for part in (key, value)
     ]
@@ -117,6 +119,8 @@ def test_calls_are_done_in_turn(attention, lane):
     ]
     signal[0] = 20
     assert [wait_for(done) for done in pushed] == [0] * 20
+    # Whoever is asked for already reads nothing ahead.
+    assert pushed[-1].ahead_s == 0
     assert all(one.finish_s <= other.start_s for one, other in pairwise(pushed))
     for _, result, expected in calls:
         check_result(result, expected)
@@ -229,6 +233,11 @@ def test_layers_of_many_steps_go_through_it(backend, store, attention):
         busy = lane.busy()
         assert 0 < busy.seconds <= backend.now_s()
         assert busy.read_bytes == 50 * (key.nbytes + value.nbytes)
+        # Reading ahead is reading, too: else the cores would seem to be faster than they are.
+        event = lane.begin(0, query, entries, SCORING, None)
+        event.wait_on_host()
+        event._done.ahead_s = 1.0
+        assert 1.0 <= lane.busy().seconds <= 1.0 + backend.now_s()
     finally:
         lane.close()
 

@@ -16,21 +16,21 @@ from headrace.runtime.native import build, library
 from headrace.runtime.native.build import NativeBuildError
 from headrace.runtime.native.library import Loader, NativeUnavailableError
 
-SMALL_LIBRARY = """
+SMALL_LIBRARY = f"""
 #pragma GCC visibility push(default)
-extern "C" {
-int headrace_abi() { return 1; }
-const char* headrace_source_hash() { return HEADRACE_SOURCE_HASH; }
-const char* headrace_variants() { return "portable"; }
-void* headrace_pool_create(int, const char*) { return nullptr; }
-void* headrace_pool_of_team(int, const char*, void*) { return nullptr; }
-void headrace_pool_destroy(void*) {}
-void* headrace_lane_create(void*) { return nullptr; }
-void headrace_lane_destroy(void*) {}
-int headrace_lane_push(void*, const void*, const void*, const void*, void*) { return 0; }
-int headrace_attend(void*, const void*) { return 0; }
-unsigned long headrace_stream_read(void*, const void*, long) { return 0; }
-}
+extern "C" {{
+int headrace_abi() {{ return {library.ABI}; }}
+const char* headrace_source_hash() {{ return HEADRACE_SOURCE_HASH; }}
+const char* headrace_variants() {{ return "portable"; }}
+void* headrace_pool_create(int, const char*) {{ return nullptr; }}
+void* headrace_pool_of_team(int, const char*, void*) {{ return nullptr; }}
+void headrace_pool_destroy(void*) {{}}
+void* headrace_lane_create(void*) {{ return nullptr; }}
+void headrace_lane_destroy(void*) {{}}
+int headrace_lane_push(void*, const void*, const void*, const void*, void*) {{ return 0; }}
+int headrace_attend(void*, const void*) {{ return 0; }}
+unsigned long headrace_stream_read(void*, const void*, long) {{ return 0; }}
+}}
 """
 
 needs_compiler = pytest.mark.skipif(
@@ -80,7 +80,7 @@ def kept(cache):
 @needs_compiler
 def test_what_was_built_is_kept_and_used_again(sources, cache, tmp_path, monkeypatch):
     log = counting_compiler(tmp_path, monkeypatch)
-    assert Loader(cache).load().headrace_abi() == 1
+    assert Loader(cache).load().headrace_abi() == library.ABI
     loader = Loader(cache)
     assert loader.load() is loader.load()
     assert log.read_text() == "built\n"
@@ -110,14 +110,14 @@ def test_a_damaged_library_is_built_anew(sources, cache, content):
     path = build.library_path(cache, compiler)
     path.parent.mkdir()
     path.write_bytes(content)
-    assert Loader(cache).load().headrace_abi() == 1
+    assert Loader(cache).load().headrace_abi() == library.ABI
 
 
 @needs_compiler
 def test_a_library_that_came_with_the_package_needs_no_compiler(sources, cache, monkeypatch):
     build.build(build.find_compiler(), sources / "_headrace_native.so")
     monkeypatch.setenv("CXX", "/nonexistent/compiler")
-    assert Loader(cache).load().headrace_abi() == 1
+    assert Loader(cache).load().headrace_abi() == library.ABI
     assert not cache.exists()
 
 

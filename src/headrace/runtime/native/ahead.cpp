@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "word.h"
+
 namespace headrace {
 
 namespace {
@@ -13,8 +15,8 @@ constexpr int64_t kLine = 64;
 // Where the system does not say how large a core's second cache is.
 constexpr int64_t kUsualCache = 1 << 20;
 
-// What a thread holds: its second cache, and as much of what it shares with others. Cores have one
-// to four times as much of the third.
+// What a thread holds: as much as its core's second cache, and as much again of what cores share.
+// They have one to four times as much of the third. (Of two threads on one core, each has half.)
 constexpr int64_t kCachesHeld = 2;
 
 int64_t bytes_held() {
@@ -71,9 +73,4 @@ void read_ahead(headrace_pool& pool, const headrace_call& call, const Division& 
   pool.pool.run([](void* self, int thread) { static_cast<Reading*>(self)->work(thread); }, &reading,
                 held);
 }
-
-bool is_reached(const headrace_word& word) {
-  return __atomic_load_n(word.address, __ATOMIC_ACQUIRE) >= word.number;
-}
-
 }  // namespace headrace

@@ -19,8 +19,6 @@ int64_t items_ahead(const headrace_call& call, const Division& division, int thr
 void read_ahead(headrace_pool& pool, const headrace_call& call, const Division& division,
                 int64_t held, const headrace_word& word);
 
-bool is_reached(const headrace_word& word);
-
 }  // namespace headrace
 
 #endif

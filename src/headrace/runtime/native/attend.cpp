@@ -3,8 +3,10 @@
 #include "attend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <string>
 
 #include "rounding.h"
@@ -263,7 +265,7 @@ int headrace_attend(headrace_pool* pool, const headrace_call* call) {
   try {
     std::lock_guard<std::mutex> turn(pool->turn);
     pool->division.divide(*call, pool->pool.threads());
-    pool->claims.open(static_cast<int64_t>(pool->division.items().size()), 0, 1);
+    pool->claims.open(static_cast<int64_t>(pool->division.items().size()));
     attend(*pool, *call, pool->division);
     return HEADRACE_OK;
   } catch (const std::exception&) {

@@ -14,8 +14,8 @@ namespace headrace {
 // then on those that nobody holds, and at last on those that others hold and have not come to.
 class Claims {
  public:
-  // Lets all items be taken. Throws std::bad_alloc.
-  void open(int64_t items, int64_t held, int threads) {
+  // Lets all items be taken, of which so many threads hold the first. Throws std::bad_alloc.
+  void open(int64_t items, int64_t held = 0, int threads = 1) {
     if (held > room_) {
       room_ = 0;
       taken_.reset(new std::atomic<bool>[static_cast<size_t>(held)]);

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Rises when anything below changes its meaning.
-#define HEADRACE_NATIVE_ABI 1
+#define HEADRACE_NATIVE_ABI 2
 
 enum headrace_dtype { HEADRACE_FLOAT32 = 0, HEADRACE_FLOAT16 = 1, HEADRACE_BFLOAT16 = 2 };
 
@@ -110,6 +110,7 @@ typedef struct headrace_done {
   int32_t status;  // a headrace_status, written last; the caller sets it to another number before
   double start_s;
   double finish_s;
+  double ahead_s;  // for how long keys and values were read before the start
 } headrace_done;
 
 // Returns NULL where the thread cannot be had.
@@ -120,7 +121,9 @@ HEADRACE_API headrace_lane* headrace_lane_create(headrace_pool* pool);
 HEADRACE_API void headrace_lane_destroy(headrace_lane* lane);
 
 // Attends, after all calls that were pushed before, as soon as `signal` is reached; then sets
-// `done` and raises `flag`. The call's memory, and `done`, are the lane's until then. Returns a
+// `done` and raises `flag`. The call's memory, and `done`, are the lane's until then. It looks at
+// queries from the signal on; at entries and masks from the push on, and it may read keys and
+// values, of which those count that are there at the signal. Returns a
 // headrace_status: whether it was pushed.
 HEADRACE_API int headrace_lane_push(headrace_lane* lane, const headrace_call* call,
                                     const headrace_word* signal, const headrace_word* flag,

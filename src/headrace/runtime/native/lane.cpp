@@ -13,6 +13,7 @@
 #include "attend.h"
 #include "headrace_attention.h"
 #include "pause.h"
+#include "word.h"
 
 using headrace::is_reached;
 
@@ -80,6 +81,7 @@ struct headrace_lane {
   }
 
   void attend(const Job& job) {
+    job.done->ahead_s = 0.0;
     int status = failed ? HEADRACE_GIVEN_UP : prepare(job);
     if (status == HEADRACE_OK) status = await(job.signal);
     job.done->start_s = now_s();
@@ -91,15 +93,20 @@ struct headrace_lane {
     __atomic_store_n(job.flag.address, job.flag.number, __ATOMIC_RELEASE);
   }
 
-  // What can be done before the device asks: the queries are not there yet, all else is.
+  // What can be done before the device asks: the queries are not there yet, and of keys and values
+  // only the newest may be missing. What fails here fails the call, whose flag is raised at once.
   int prepare(const Job& job) {
     if (!headrace::is_allowed(job.call)) return HEADRACE_BAD_CALL;
     try {
       const int threads = pool->pool.threads();
       division.divide(job.call, threads);
       held = headrace::items_ahead(job.call, division, threads);
+      if (is_reached(job.signal)) return HEADRACE_OK;
       std::unique_lock<std::mutex> turn(pool->turn, std::try_to_lock);
-      if (turn) headrace::read_ahead(*pool, job.call, division, held, job.signal);
+      if (!turn) return HEADRACE_OK;
+      const double start_s = now_s();
+      headrace::read_ahead(*pool, job.call, division, held, job.signal);
+      job.done->ahead_s = now_s() - start_s;
       return HEADRACE_OK;
     } catch (const std::exception&) {
       return HEADRACE_NO_MEMORY;

@@ -19,7 +19,7 @@ import torch
 from headrace.errors import ConfigurationError
 from headrace.runtime.native import build
 
-ABI = 1
+ABI = 2
 """``HEADRACE_NATIVE_ABI`` of ``headrace_attention.h``."""
 
 VARIANTS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")
@@ -63,6 +63,7 @@ class Done(ctypes.Structure):
         ("status", ctypes.c_int32),
         ("start_s", ctypes.c_double),
         ("finish_s", ctypes.c_double),
+        ("ahead_s", ctypes.c_double),
     ]
 
 
