@@ -51,8 +51,8 @@ def machine_profile(
         # Of a layer's weights, only a slot's worth is on the device: others like them are measured.
         model = small_model_of(model, placed.backend.device)
     parameter = next(model.parameters())
-    with attached(model) as attachment:
-        shape = model_shape(model, attachment, parameter.dtype)
+    with attached(model):
+        shape = shape_of(model)
         cache = (shape, parameter.device, parameter.dtype)
         with closing(HostProbes(*cache)) as host:
             return load_or_measure(

@@ -73,4 +73,5 @@ void read_ahead(headrace_pool& pool, const headrace_call& call, const Division& 
   pool.pool.run([](void* self, int thread) { static_cast<Reading*>(self)->work(thread); }, &reading,
                 held);
 }
+
 }  // namespace headrace

@@ -182,7 +182,9 @@ bool is_allowed(const headrace_call& call) {
          call.extents >= 0;
 }
 
-void attend(headrace_pool& pool, const headrace_call& call, Division& division) {
+void attend(headrace_pool& pool, const headrace_call& call, Division& division, int64_t held) {
+  const auto items = static_cast<int64_t>(division.items().size());
+  pool.claims.open(items, held, pool.pool.threads());
   Attention(pool, call, division).run();
 }
 
@@ -265,8 +267,7 @@ int headrace_attend(headrace_pool* pool, const headrace_call* call) {
   try {
     std::lock_guard<std::mutex> turn(pool->turn);
     pool->division.divide(*call, pool->pool.threads());
-    pool->claims.open(static_cast<int64_t>(pool->division.items().size()));
-    attend(*pool, *call, pool->division);
+    attend(*pool, *call, pool->division, 0);
     return HEADRACE_OK;
   } catch (const std::exception&) {
     return HEADRACE_NO_MEMORY;

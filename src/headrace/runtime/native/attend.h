@@ -34,9 +34,9 @@ namespace headrace {
 
 bool is_allowed(const headrace_call& call);
 
-// Attends to a call as it was divided; its items are open in the pool's claims. The caller has the
-// pool's turn.
-void attend(headrace_pool& pool, const headrace_call& call, Division& division);
+// Attends to a call as it was divided, of whose items the threads hold the first (see Claims). The
+// caller has the pool's turn.
+void attend(headrace_pool& pool, const headrace_call& call, Division& division, int64_t held);
 
 }  // namespace headrace
 

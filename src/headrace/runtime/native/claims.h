@@ -15,7 +15,7 @@ namespace headrace {
 class Claims {
  public:
   // Lets all items be taken, of which so many threads hold the first. Throws std::bad_alloc.
-  void open(int64_t items, int64_t held = 0, int threads = 1) {
+  void open(int64_t items, int64_t held, int threads) {
     if (held > room_) {
       room_ = 0;
       taken_.reset(new std::atomic<bool>[static_cast<size_t>(held)]);

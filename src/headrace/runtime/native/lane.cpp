@@ -116,9 +116,7 @@ struct headrace_lane {
   int attend_now(const headrace_call& call) {
     try {
       std::lock_guard<std::mutex> turn(pool->turn);
-      const auto items = static_cast<int64_t>(division.items().size());
-      pool->claims.open(items, held, pool->pool.threads());
-      headrace::attend(*pool, call, division);
+      headrace::attend(*pool, call, division, held);
       return HEADRACE_OK;
     } catch (const std::exception&) {
       return HEADRACE_NO_MEMORY;
