@@ -45,11 +45,15 @@ class Device:
                 ]
                 for row in rows
             ]
-            tokens, prefill_rows = [], max(1, cache.prefill_tokens // workload.prompt_len)
-            for first in range(0, workload.rows, prefill_rows):
-                some = range(first, min(first + prefill_rows, workload.rows))
-                tokens += self._forward(cache, some, prompts[some.start : some.stop])
-                yield cache
+            tokens, at_once = [], max(1, cache.prefill_tokens // workload.prompt_len)
+            for first in range(0, workload.rows, at_once):
+                some = range(first, min(first + at_once, workload.rows))
+                for start in range(0, workload.prompt_len, cache.prefill_tokens):
+                    end = start + cache.prefill_tokens
+                    parts = [prompts[row][start:end] for row in some]
+                    logits = self._forward(cache, some, parts)
+                    yield cache
+                tokens += logits
             for _ in range(workload.generate_len):
                 tokens = self._forward(cache, rows, [[token] for token in tokens])
                 yield cache
@@ -100,6 +104,28 @@ def test_the_peak_keeps_within_the_budget(monkeypatch, name, policy, share):
         except MemoryBudgetError:
             continue
         opened += 1
+
+
+@pytest.mark.parametrize("policy", ["auto", "stream", "recompute", "host"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma2", "opt"])
+def test_a_prompt_in_parts_keeps_within_the_budget(monkeypatch, name, policy):
+    """Of the smallest budgets for which a cache is opened."""
+    workload = Workload(4, 480, 8)
+    device = Device(monkeypatch, name, 0.0, **WIDTHS)
+    budget, parts = device.memory.live_bytes, 0
+    for _ in range(40):
+        budget = int(budget * 1.1)
+        options = CacheOptions.checked(policy, budget, None, None, None, MACHINE, poison=False)
+        try:
+            for cache in device.run(options, workload):
+                assert cache.prefill_tokens < workload.prompt_len
+                assert device.memory.peak_bytes <= budget
+        except MemoryBudgetError:
+            continue
+        parts += 1
+        if parts == 2:
+            return
+    pytest.fail("no cache was opened")
 
 
 def test_a_model_thrice_the_budget_keeps_within_it(monkeypatch):

@@ -20,7 +20,7 @@ from tests.support import (
 KINDS = ("llama-gqa", "mistral-window", "gemma2", "gpt-neox", "gpt2", "opt")
 
 
-@pytest.mark.parametrize("size", [7, 13])
+@pytest.mark.parametrize("size", [7, 13, 41])
 @pytest.mark.parametrize(("policy", "fraction"), SPLITS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_prompt_in_chunks_has_the_logits_of_the_plain_model(name, policy, fraction, size):

@@ -134,7 +134,7 @@ def problems(draw, shapes=None, work=None, profiles=None, tight=(0.05, 2.0)):
         gpu_memory_bytes=draw(st.one_of(st.none(), log_uniform(*tight))),
         host_memory_bytes=draw(st.one_of(st.none(), log_uniform(*tight))),
         stream_weights=draw(st.booleans()),
-        prefill_rows=1,
+        prefill_tokens=workload.prompt_len,
     )
     budgets = {
         name: None if share is None else share * needed

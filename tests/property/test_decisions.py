@@ -118,7 +118,9 @@ def test_what_does_not_fit_fits_nowhere(problem, policy, schedule):
         rounding = decider.rounding_bytes(geometry)
         for placement in placements(policy, pages):
             for share in streamed:
-                on_gpu = gpu_items(shape, workload, placement, geometry, share, 1)
+                on_gpu = gpu_items(
+                    *(shape, workload, placement, geometry, share), workload.prompt_len
+                )
                 on_host = host_items(shape, workload, placement, geometry, share)
                 assert (
                     over(on_gpu, decider.gpu_budget_bytes - rounding) > 0

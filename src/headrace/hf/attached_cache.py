@@ -286,14 +286,14 @@ class AttachedCache(Cache):
         self._broken = False
 
     def _open(
-        self, workload: Workload, device: torch.device, prefill_rows: int | None = None
+        self, workload: Workload, device: torch.device, prefill_tokens: int | None = None
     ) -> None:
         """Plan for a batch and take the memory for it.
 
         Args:
             workload: the batch.
             device: the model's.
-            prefill_rows: rows whose prompts go through the model at once; None: as planned.
+            prefill_tokens: tokens of prompts that go through the model at once; None: as planned.
         """
         dtype = self._attachment.layers[0].observation.key.dtype
         self._planned = plan_cache(
@@ -303,7 +303,7 @@ class AttachedCache(Cache):
             workload,
             device,
             dtype,
-            prefill_rows,
+            prefill_tokens,
             replayed=self._replayed,
         )
         placed = self._attachment.placed

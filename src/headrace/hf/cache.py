@@ -94,7 +94,7 @@ class HostCache(AttachedCache):
             raise ConfigurationError("the model was called without input_ids and inputs_embeds")
         rows, q_len = int(given.shape[0]), int(given.shape[1])
         if self._paged is None:
-            self._open(Workload(rows, q_len, self._reserve_tokens), given.device, rows)
+            self._open(Workload(rows, q_len, self._reserve_tokens), given.device, rows * q_len)
         assert self._paged is not None
         if rows != self._paged.rows:
             raise ConfigurationError(

@@ -162,6 +162,7 @@ def _granule(pages: int, device: torch.device) -> Granule:
         kind=PageKind.KV,
         pages=tuple(range(pages)),
         tokens=pages * _PAGE_TOKENS,
+        entry_places=tuple(range(pages)),
         entry_page=None,
         entry_rows=tuple(row),
         entry_row=torch.tensor(row, device=device),

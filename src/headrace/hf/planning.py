@@ -18,7 +18,7 @@ from headrace.hf.set_aside import SetAside, scores_bytes, set_aside
 from headrace.hf.shape import model_shape
 from headrace.model.shape import ModelShape
 from headrace.plan.demands import PATHS
-from headrace.plan.geometry import choose_geometry
+from headrace.plan.geometry import choose_geometry, prompt_granule_bytes
 from headrace.plan.options import PlanOptions
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.policies import Policy, Split, recompute_split, resident_split, stream_split
@@ -27,6 +27,9 @@ from headrace.plan.workload import Workload
 from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
 from headrace.units import format_bytes, parse_bytes
+
+FEWEST_PROMPT_TOKENS = 1024
+"""Tokens of prompts that go through the model at once where no budget of memory says less."""
 
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
 
@@ -118,7 +121,7 @@ def plan_cache(
     workload: Workload,
     device: torch.device,
     dtype: torch.dtype,
-    prefill_rows: int | None,
+    prefill_tokens: int | None,
     *,
     replayed: bool = False,
 ) -> CachePlan:
@@ -131,7 +134,7 @@ def plan_cache(
         workload: the batch.
         device: the model's.
         dtype: of the cache.
-        prefill_rows: rows whose prompts go through the model at once; None: as planned.
+        prefill_tokens: tokens of prompts that go through the model at once; None: as planned.
         replayed: whether forwards of decode steps are replayed, on a GPU.
 
     Raises:
@@ -155,7 +158,7 @@ def plan_cache(
         profile = profile if replayed else profile.without_replays()
         aside = set_aside(model, attachment, shape, workload, device)
         plan = _fitting_plan(
-            shape, workload, profile, policy, options, paths, streamed, prefill_rows, aside
+            shape, workload, profile, policy, options, paths, streamed, prefill_tokens, aside
         )
         policy, split, geometry = plan.policy, plan.admission, plan.geometry
         resident_pages, host_share = plan.placement.resident_pages, plan.placement.host
@@ -163,8 +166,11 @@ def plan_cache(
         policy, split = _plain_split(policy, options)
         on_host = split.stream + split.host
         host_share = split.host / on_host if on_host else 0.0
+        in_parts = workload.prompt_len > FEWEST_PROMPT_TOKENS
         geometry = choose_geometry(
-            shape, workload.rows, workload.mean_context, split, None, policy=policy
+            *(shape, workload.rows, workload.mean_context, split),
+            policy=policy,
+            least_bytes=prompt_granule_bytes(shape, FEWEST_PROMPT_TOKENS) if in_parts else 0.0,
         )
     settings = CacheSettings(
         shape=shape,
@@ -243,7 +249,7 @@ def _fitting_plan(
     options: CacheOptions,
     paths: tuple[str, ...],
     weights_streamed: float,
-    prefill_rows: int | None,
+    prefill_tokens: int | None,
     aside: SetAside,
 ) -> Plan:
     # What the model's positions allow is the caller's business: a cache does not limit it.
@@ -259,7 +265,7 @@ def _fitting_plan(
         recompute_fraction=options.recompute_fraction,
         paths=_measured(paths, profile),
         weights_streamed=weights_streamed,
-        prefill_rows=prefill_rows,
+        prefill_tokens=prefill_tokens,
     )
     if not plan.feasible:
         limit = "" if budget is None else f" (gpu_memory is {format_bytes(budget)})"

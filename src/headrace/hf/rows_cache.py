@@ -17,14 +17,12 @@ from headrace.errors import ConfigurationError, UnsupportedModelError
 from headrace.hf.attached_cache import AttachedCache
 from headrace.hf.attachment import Attachment, DecodeLayer
 from headrace.hf.memory_errors import memory_errors
-from headrace.hf.planning import CacheOptions
+from headrace.hf.planning import FEWEST_PROMPT_TOKENS, CacheOptions
 from headrace.hf.replay import RecordedForward, Replays
 from headrace.plan.policies import Split
 from headrace.plan.workload import Workload
 from headrace.runtime.attention import Scoring
 from headrace.runtime.capacity import RowNeed
-
-_LEAST_PREFILL_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -128,10 +126,9 @@ class RowsCache(AttachedCache):
     @property
     def prefill_tokens(self) -> int:
         """Tokens of prompts that there is memory for in a forward: under a budget, as planned."""
-        prompts = 0 if self.plan is None else self.plan.prefill_rows
-        planned = prompts * self._workload.prompt_len
+        planned = 0 if self.plan is None else self.plan.prefill_tokens
         limited = self.plan is not None and self._options.gpu_memory_bytes is not None
-        return max(1, planned) if limited else max(_LEAST_PREFILL_TOKENS, planned)
+        return max(1, planned) if limited else max(FEWEST_PROMPT_TOKENS, planned)
 
     def fits(self, rows: Sequence[RowNeed]) -> bool:
         """Return whether host memory suffices for all of some rows until all of them have ended."""

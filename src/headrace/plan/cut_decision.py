@@ -11,24 +11,22 @@ from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
 from headrace.model.shape import ModelShape
 from headrace.plan.decided import Decision
-from headrace.plan.geometry import Geometry
+from headrace.plan.geometry import Geometry, prompt_granule_bytes
 from headrace.plan.launching import Launching
 from headrace.plan.memory import (
     cache_bytes_per_token,
     fixed_gpu_items,
+    forward_bytes,
     gpu_items,
-    hidden_bytes_per_token,
     host_items,
 )
 from headrace.plan.options import POLICY_PATHS, PlanOptions
 from headrace.plan.placement import Placement
 from headrace.plan.policies import Policy, Split
 from headrace.plan.program import GPU_MEMORY, Choice, MemoryLimits, Optimum, optimise
+from headrace.plan.prompt_parts import fewer_tokens, prefill_tokens
 from headrace.plan.step_work import Schedule, StepWork
 from headrace.plan.workload import Workload
-
-PREFILL_SHARE = 0.05
-"""Share of the device's budget that the prompts which go through the model at once may take."""
 
 _ROUNDING_BYTES = 4096
 """What is left of each budget, for the solver's rounding."""
@@ -186,16 +184,42 @@ class CutDecider:
         work = self.step_work(policy, schedule, geometry)
         choice = self.choice(policy, geometry, paths)
         choice = replace(choice, stream_weights=choice.stream_weights and stream_weights)
-        optimum = optimise(work, self.profile, limits, choice)
-        return None if optimum is None else self._rounded(policy, schedule, geometry, optimum)
+        optimum, tokens = optimise(work, self.profile, limits, choice), self.prefill_tokens()
+        if optimum is None:
+            return None
+        more = self.prefill_tokens(True) if optimum.weights_streamed > 0 else tokens
+        few_bytes = forward_bytes(self.shape, self.workload, tokens)
+        while more > tokens:
+            more_bytes = forward_bytes(self.shape, self.workload, more) - few_bytes
+            left = replace(limits, gpu_left=limits.gpu_left - more_bytes)
+            again = optimise(work, self.profile, left, choice)
+            if again is not None:
+                return self._rounded(policy, schedule, geometry, again, more)
+            more = fewer_tokens(self.workload, more)
+        return self._rounded(policy, schedule, geometry, optimum, tokens)
 
-    def prefill_rows(self) -> int:
-        """Return how many rows' prompts go through the model at once."""
-        if self.options.prefill_rows is not None:
-            return min(self.options.prefill_rows, self.workload.rows)
-        row_bytes = self.workload.prompt_len * hidden_bytes_per_token(self.shape)
-        most = int(PREFILL_SHARE * self.gpu_budget_bytes / row_bytes)
-        return max(1, min(self.workload.rows, most))
+    def prefill_tokens(self, streams_weights: bool = False) -> int:
+        """Return how many tokens of prompts go through the model at once.
+
+        Args:
+            streams_weights: whether weights are streamed; then it is more, if memory suffices.
+        """
+        if self.options.prefill_tokens is not None:
+            return min(self.options.prefill_tokens, self.workload.rows * self.workload.prompt_len)
+        return prefill_tokens(
+            self.shape,
+            self.workload,
+            self.profile,
+            self.gpu_budget_bytes,
+            streams_weights=streams_weights,
+        )
+
+    @property
+    def least_granule_bytes(self) -> int:
+        """Bytes that a granule has at least: 0, unless prompts come in parts."""
+        tokens = self.prefill_tokens()
+        in_parts = tokens < self.workload.prompt_len
+        return prompt_granule_bytes(self.shape, tokens) if in_parts else 0
 
     def step_work(self, policy: Policy, schedule: Schedule, geometry: Geometry) -> StepWork:
         """Return a decode step at mean context."""
@@ -257,13 +281,13 @@ class CutDecider:
     def limits(self, policy: Policy, geometry: Geometry, paths: tuple[str, ...]) -> MemoryLimits:
         """Return what the program may place where."""
         nothing = Placement(resident_pages=0)
-        items = gpu_items(self.shape, self.workload, nothing, geometry, 0.0, self.prefill_rows())
+        items = gpu_items(self.shape, self.workload, nothing, geometry, 0.0, self.prefill_tokens())
         if "recompute" in paths:
             items["rebuild_workspace"] = geometry.workspace_bytes(self.shape)
         end = -(-self.workload.max_context // geometry.block_tokens) * geometry.block_tokens
         if policy is Policy.RESIDENT:
             # Nothing is staged, and there are no pages to be rounded to.
-            items = fixed_gpu_items(self.shape, self.workload, 0.0, self.prefill_rows())
+            items = fixed_gpu_items(self.shape, self.workload, 0.0, self.prefill_tokens())
             end = self.workload.max_context
         return MemoryLimits(
             self.gpu_budget_bytes - sum(items.values()) - _ROUNDING_BYTES,
@@ -278,7 +302,12 @@ class CutDecider:
         return admitted, geometry.paged_tokens(self.workload.mean_context) // block
 
     def _rounded(
-        self, policy: Policy, schedule: Schedule, geometry: Geometry, optimum: Optimum
+        self,
+        policy: Policy,
+        schedule: Schedule,
+        geometry: Geometry,
+        optimum: Optimum,
+        prompt_tokens: int,
     ) -> Decision:
         """Return the program's solution in whole pages, within the budgets."""
         admitted, pages = self._pages(geometry)
@@ -288,7 +317,11 @@ class CutDecider:
         placement = Placement.of(split, rows, admitted, pages, keep_all=everything)
         if self.options.recompute_fraction is not None and "recompute" in self.paths(policy):
             placement = replace(placement, recompute=self.options.recompute_fraction)
-        decision = self._decision(policy, schedule, placement, geometry, optimum)
+
+        def decision_of(placement: Placement) -> Decision:
+            return self._decision(policy, schedule, placement, geometry, optimum, prompt_tokens)
+
+        decision = decision_of(placement)
         over = sum(decision.gpu_items.values()) - self.gpu_budget_bytes
         page_bytes = geometry.block_tokens * cache_bytes_per_token(self.shape)
         kept = placement.resident_pages
@@ -302,8 +335,7 @@ class CutDecider:
             kept = max(kept, min(end, kept + int(-over // page_bytes)))
         if kept == placement.resident_pages:
             return decision
-        placement = replace(placement, resident_pages=kept)
-        return self._decision(policy, schedule, placement, geometry, optimum)
+        return decision_of(replace(placement, resident_pages=kept))
 
     def _decision(
         self,
@@ -312,10 +344,10 @@ class CutDecider:
         placement: Placement,
         geometry: Geometry,
         optimum: Optimum,
+        prompt_tokens: int,
     ) -> Decision:
-        shape, workload = self.shape, self.workload
-        streamed, prefill_rows = optimum.weights_streamed, self.prefill_rows()
-        on_gpu = gpu_items(shape, workload, placement, geometry, streamed, prefill_rows)
+        shape, workload, streamed = self.shape, self.workload, optimum.weights_streamed
+        on_gpu = gpu_items(shape, workload, placement, geometry, streamed, prompt_tokens)
         on_host = host_items(shape, workload, placement, geometry, streamed)
         lacking = max(0.0, sum(on_gpu.values()) - self.gpu_budget_bytes)
         lacking += max(0.0, sum(on_host.values()) - self.host_budget_bytes)
@@ -327,7 +359,7 @@ class CutDecider:
             placement=placement,
             geometry=geometry,
             weights_streamed=streamed,
-            prefill_rows=prefill_rows,
+            prefill_tokens=prompt_tokens,
             optimum=optimum,
             gpu_items=on_gpu,
             host_items=on_host,

@@ -23,7 +23,7 @@ class Decision:
         placement: where they are kept.
         geometry: how the cache is cut.
         weights_streamed: share of the layers' weights that is streamed.
-        prefill_rows: rows whose prompts go through the model at once.
+        prefill_tokens: tokens of prompts that go through the model at once.
         optimum: the linear program's solution.
         gpu_items: bytes on the device, by item.
         host_items: bytes on the host, by item.
@@ -37,7 +37,7 @@ class Decision:
     placement: Placement
     geometry: Geometry
     weights_streamed: float
-    prefill_rows: int
+    prefill_tokens: int
     optimum: Optimum
     gpu_items: Mapping[str, int]
     host_items: Mapping[str, int]

@@ -89,8 +89,13 @@ class Decider(CutDecider):
                 policy=policy,
                 pace=pace,
                 launches_count=launches,
+                least_bytes=self.least_granule_bytes,
             ),
-            choose_geometry(self.shape, rows, context, nominal, 0.0, policy=policy),
+            choose_geometry(
+                *(self.shape, rows, context, nominal, 0.0),
+                policy=policy,
+                least_bytes=self.least_granule_bytes,
+            ),
         ]
         solved = self._by_pages(first, choices) if launches else {}
 
@@ -130,6 +135,11 @@ class Decider(CutDecider):
             return Split(stream=1.0)
         return Split(host=1.0) if "host" in paths else Split(resident=1.0)
 
+    def _left_bytes(self, weights_streamed: float, prefill_tokens: int) -> float:
+        """Return the device's memory that nothing fixed takes."""
+        fixed = fixed_gpu_items(self.shape, self.workload, weights_streamed, prefill_tokens)
+        return self.gpu_budget_bytes - sum(fixed.values())
+
     def _geometry(self, policy: Policy, split: Split, shared: bool) -> Geometry:
         """Return how the cache is cut, within what the device has left for staging.
 
@@ -139,11 +149,12 @@ class Decider(CutDecider):
             shared: whether tokens are to be kept on the device too: staging then takes but a part.
         """
         settled = self.options.weights_streamed
-        fixed = fixed_gpu_items(self.shape, self.workload, settled or 0.0, self.prefill_rows())
-        left = self.gpu_budget_bytes - sum(fixed.values())
+        share = settled or 0.0
+        left = self._left_bytes(share, self.prefill_tokens(share > 0))
+        if left <= 0 and share > 0:
+            left = self._left_bytes(share, self.prefill_tokens())
         if left <= 0 and self.options.stream_weights and settled is None:
-            fixed = fixed_gpu_items(self.shape, self.workload, 1.0, self.prefill_rows())
-            left = self.gpu_budget_bytes - sum(fixed.values())
+            left = self._left_bytes(1.0, self.prefill_tokens())
         if shared and left > 0:
             left *= STAGING_SHARE
         return choose_geometry(
@@ -153,4 +164,5 @@ class Decider(CutDecider):
             split,
             left if left > 0 else None,
             policy=policy,
+            least_bytes=self.least_granule_bytes,
         )

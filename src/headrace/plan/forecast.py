@@ -12,7 +12,7 @@ from headrace.hardware.profile import HardwareProfile
 from headrace.model.shape import ModelShape
 from headrace.plan.outcome import Plan
 from headrace.plan.plan import plan_program
-from headrace.plan.prefill import prefill_program
+from headrace.plan.prefill import prefill_s
 from headrace.plan.simulate import predicted_step_s, simulate, step_durations_s
 from headrace.timeline import Lane, Timeline
 
@@ -91,8 +91,7 @@ def forecast(plan: Plan, shape: ModelShape, profile: HardwareProfile) -> Forecas
         profile: the machine that it was made for.
     """
     workload = plan.workload
-    prefill = simulate(prefill_program(plan, shape), profile, shape.dtype)
-    ttft_s = max(span.finish_s for span in prefill.select([Lane.COMPUTE]))
+    ttft_s = prefill_s(plan, shape, profile)
     mean = plan_program(plan, shape)
     is_large = len(mean.operations) >= _MANY_OPERATIONS
     simulated = 2 if is_large else 3

@@ -27,6 +27,9 @@ MOST_RING_SLOTS = 64
 STORE_SLOTS = 3
 """Buffers through which stores leave the device, each as large as a staging slot."""
 
+MOST_PROMPT_GRANULE_BYTES = 2**24
+"""Granules are at least so large, or hold as many tokens as a prompt's part, if there are parts."""
+
 _GRANULE_PARTS = (1, 4, 16)
 _MORE_GRANULE_PARTS = (1, 2, 4, 8, 16)
 """Of usual granules: the sizes among which is chosen, and those where their number counts."""
@@ -121,6 +124,7 @@ def choose_geometry(
     gpu_budget_bytes: float | None = None,
     *,
     policy: Policy | None = None,
+    least_bytes: float = 0.0,
 ) -> Geometry:
     """Choose how to cut the cache: the first of ``geometries`` that fits, or else the smallest.
 
@@ -131,9 +135,10 @@ def choose_geometry(
         split: how they are divided over the paths (nothing travels where all is resident).
         gpu_budget_bytes: device memory for ring, workspace and tail together; None: no limit.
         policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
+        least_bytes: of a granule (see ``prompt_granule_bytes``).
     """
     chosen = None
-    for chosen in geometries(shape, rows, context, split, policy=policy):
+    for chosen in geometries(shape, rows, context, split, policy=policy, least_bytes=least_bytes):
         if gpu_budget_bytes is None:
             break
         if _staged_bytes(shape, chosen, rows, split) <= gpu_budget_bytes:
@@ -150,6 +155,7 @@ def geometries(
     *,
     policy: Policy | None = None,
     pace: Pace | None = None,
+    least_bytes: float = 0.0,
 ) -> Iterator[Geometry]:
     """Yield ways to cut the cache, the usual one first, each smaller than the one before.
 
@@ -167,12 +173,16 @@ def geometries(
         split: how they are divided over the paths.
         policy: ``kvpr`` stages all X of a layer before it rebuilds, so its ring is longer.
         pace: what the machine asks for.
+        least_bytes: of a granule (see ``prompt_granule_bytes``).
     """
-    cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads if pace else 0.0)
+    rebuild_loads = pace.rebuild_loads if pace else 0.0
+    cut = _Cut(shape, rows, context, split, policy, rebuild_loads, least_bytes)
     wanted = cut.usual_bytes
     yield cut.of(wanted, USUAL_RING_SLOTS)
     yield cut.of(wanted, TIGHT_RING_SLOTS)
-    least_bytes = max(SMALLEST_GRANULE_BYTES, cut.layer_bytes / MOST_GRANULES_UNDER_BUDGET)
+    least_bytes = max(
+        SMALLEST_GRANULE_BYTES, cut.layer_bytes / MOST_GRANULES_UNDER_BUDGET, least_bytes
+    )
     while wanted > least_bytes:
         wanted = max(wanted / 2, least_bytes)
         yield cut.of(wanted, TIGHT_RING_SLOTS)
@@ -204,6 +214,7 @@ def staging_choices(
     policy: Policy | None = None,
     pace: Pace,
     launches_count: bool = False,
+    least_bytes: float = 0.0,
 ) -> Iterator[Geometry]:
     """Yield ways to cut the cache among which memory and latencies decide, the largest first.
 
@@ -221,8 +232,9 @@ def staging_choices(
         launches_count: whether it matters how many granules there are: there are then halves and
             eighths, too, rings of four slots, and shorter pages, all of which leave room for larger
             ones.
+        least_bytes: of a granule (see ``prompt_granule_bytes``).
     """
-    cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads)
+    cut = _Cut(shape, rows, context, split, policy, pace.rebuild_loads, least_bytes)
     parts = _MORE_GRANULE_PARTS if launches_count else _GRANULE_PARTS
     if policy is Policy.KVPR:
         # It attends to K/V after all rebuilding, so that a layer's must all have come by then.
@@ -231,7 +243,8 @@ def staging_choices(
         yield cut.of(cut.usual_bytes, min(max(slots, USUAL_RING_SLOTS), MOST_RING_SLOTS))
         yield usual
     for part in () if policy is Policy.KVPR else parts:
-        size_bytes = max(cut.usual_bytes / part, min(SMALLEST_GRANULE_BYTES, cut.usual_bytes))
+        least = max(least_bytes, min(SMALLEST_GRANULE_BYTES, cut.usual_bytes))
+        size_bytes = max(cut.usual_bytes / part, least)
         ahead = math.ceil(pace.ahead_bytes / cut.of(size_bytes, FEWEST_RING_SLOTS).granule_bytes)
         # One slot is read, one is filled, and rebuilding is to be bridged as well.
         needed = 2 + ahead + math.ceil(min(pace.rebuild_loads, _REBUILT_LOADS))
@@ -240,7 +253,9 @@ def staging_choices(
         if launches_count:
             for block_tokens in _blocks_down_from(usual_block_tokens(context)):
                 yield cut.of(size_bytes, TIGHT_RING_SLOTS, block_tokens)
-    smaller = list(geometries(shape, rows, context, split, policy=policy, pace=pace))
+    smaller = list(
+        geometries(shape, rows, context, split, policy=policy, pace=pace, least_bytes=least_bytes)
+    )
     yield [one for one in smaller if one.block_tokens == smaller[0].block_tokens][-1]
     yield smaller[-1]
 
@@ -256,6 +271,7 @@ class _Cut:
         split: how they are divided over the paths.
         policy: whose schedule.
         rebuild_loads: see ``Pace``.
+        least_bytes: of a granule.
     """
 
     shape: ModelShape
@@ -264,6 +280,7 @@ class _Cut:
     split: Split
     policy: Policy | None
     rebuild_loads: float = 0.0
+    least_bytes: float = 0.0
 
     @property
     def layer_bytes(self) -> float:
@@ -278,7 +295,8 @@ class _Cut:
             wanted, most = layer_bytes / GRANULES_PER_SERIAL_LAYER, layer_bytes / 4
         else:
             wanted, most = layer_bytes * self.shape.full_layers / GRANULES_PER_STEP, layer_bytes
-        return min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, most)
+        usual = min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, most)
+        return max(usual, self.least_bytes)
 
     def of(self, granule_bytes: float, slots: int, block_tokens: int | None = None) -> Geometry:
         """Return the geometry of granules of about a size."""
@@ -294,6 +312,19 @@ class _Cut:
         if self.split.stream > 0 and self.rebuild_loads > spare:
             return replace(made, activation_bytes=int(whole * spare / self.rebuild_loads))
         return made
+
+
+def prompt_granule_bytes(shape: ModelShape, part_tokens: int) -> int:
+    """Return the least bytes of a granule where prompts come in parts.
+
+    All that is cached of a prompt's earlier parts travels for each later one, whatever the path in
+    decode steps, and every granule costs launches.
+
+    Args:
+        shape: the model.
+        part_tokens: tokens of a part.
+    """
+    return min(MOST_PROMPT_GRANULE_BYTES, part_tokens * kv_bytes_per_token(_widest(shape)))
 
 
 def usual_block_tokens(context: int) -> int:

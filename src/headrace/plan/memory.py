@@ -30,7 +30,7 @@ def cache_bytes_per_token(shape: ModelShape) -> int:
 
 
 def fixed_gpu_items(
-    shape: ModelShape, workload: Workload, weights_streamed: float, prefill_rows: int
+    shape: ModelShape, workload: Workload, weights_streamed: float, prefill_tokens: int
 ) -> dict[str, int]:
     """Return the bytes on the device that do not depend on how the cache is cut and divided.
 
@@ -38,7 +38,7 @@ def fixed_gpu_items(
         shape: the model.
         workload: the batch, whose finished rows count.
         weights_streamed: share of the layers' weights that is streamed.
-        prefill_rows: rows whose prompts go through the model at once.
+        prefill_tokens: tokens of prompts that go through the model at once.
     """
     window = min(shape.sliding_window or 0, workload.max_context)
     windowed = sum(
@@ -50,7 +50,7 @@ def fixed_gpu_items(
         **weight_items(shape, weights_streamed),
         "logits": workload.rows * shape.vocab_size * _LOGIT_BYTES,
         "windowed_kv": workload.rows * window * windowed,
-        "forward": forward_bytes(shape, workload, prefill_rows),
+        "forward": forward_bytes(shape, workload, prefill_tokens),
     }
 
 
@@ -63,19 +63,33 @@ def weight_items(shape: ModelShape, weights_streamed: float) -> dict[str, int]:
     }
 
 
-def forward_bytes(shape: ModelShape, workload: Workload, prefill_rows: int) -> int:
+def forward_bytes(shape: ModelShape, workload: Workload, prefill_tokens: int) -> int:
     """Return the peak of what a forward pass allocates: in the prefill, or in a decode step.
 
     In the prefill it is the feed-forward block's or the attention's intermediate results of all its
     tokens, whichever is larger; in a decode step, those of its rows and the partial results of
     attention, one for each page of each row, which exist twice while they are merged.
     """
-    prefill_tokens = min(prefill_rows, workload.rows) * workload.prompt_len
-    prefill = prefill_tokens * hidden_bytes_per_token(shape)
+    per_token = hidden_bytes_per_token(shape)
+    if prefill_tokens < workload.prompt_len:
+        per_token = max(per_token, _merging_bytes_per_token(shape))
+    prefill = prefill_tokens * per_token
     partial = PARTIAL_BYTES * shape.num_heads * (max_head_dim(shape) + 2)
     pages = -(-workload.max_context // usual_block_tokens(workload.max_context))
     decode = workload.rows * (hidden_bytes_per_token(shape) + 2 * pages * partial)
     return max(prefill, decode)
+
+
+def _merging_bytes_per_token(shape: ModelShape) -> int:
+    """Return the bytes of a token while attention of a prompt's part is merged, at their peak.
+
+    What is held for the layer, queries and a result in the cache's type, and in float32 the sum so
+    far and the result that is added to it.
+    """
+    width = shape.num_heads * max_head_dim(shape)
+    d_kv = max(group.shape.d_kv for group in shape.all_groups)
+    held = 5 * shape.d_model + 2 * d_kv
+    return shape.dtype_bytes * (held + 3 * width) + 2 * PARTIAL_BYTES * width
 
 
 def hidden_bytes_per_token(shape: ModelShape) -> int:
@@ -103,7 +117,7 @@ def gpu_items(
     placement: Placement,
     geometry: Geometry,
     weights_streamed: float = 0.0,
-    prefill_rows: int | None = None,
+    prefill_tokens: int | None = None,
 ) -> dict[str, int]:
     """Return the bytes on the device by item, at the end of the generation.
 
@@ -113,11 +127,12 @@ def gpu_items(
         placement: where cached tokens are kept.
         geometry: how the cache is cut.
         weights_streamed: share of the layers' weights that is streamed.
-        prefill_rows: rows whose prompts go through the model at once; None: all.
+        prefill_tokens: tokens of prompts that go through the model at once; None: all.
     """
     rows = workload.rows
+    everything = rows * workload.prompt_len
     items = fixed_gpu_items(
-        shape, workload, weights_streamed, rows if prefill_rows is None else prefill_rows
+        shape, workload, weights_streamed, everything if prefill_tokens is None else prefill_tokens
     )
     block = geometry.block_tokens
     token_bytes = cache_bytes_per_token(shape)
@@ -135,6 +150,9 @@ def gpu_items(
     items["store_ring"] = STORE_SLOTS * geometry.granule_bytes if staged else 0
     items["rebuild_workspace"] = geometry.workspace_bytes(shape) if placement.recompute else 0
     items["tail"] = geometry.tail_bytes(shape, rows) if staged else 0
+    if prefill_tokens is not None and prefill_tokens < workload.prompt_len and staged:
+        # Pages of the device, gathered, and a row's keys and values one behind the other.
+        items["prompt_pages"] = 2 * geometry.granule_bytes
     return items
 
 

@@ -51,8 +51,8 @@ class PlanOptions:
         weights_streamed: share of the layers' weights that is streamed, 0 to 1, where that is
             settled; None: the best.
         schedule: row-by-row or column-by-column; None: the faster one, where there are batches.
-        prefill_rows: rows whose prompts go through the model at once; None: as many as keep a
-            twentieth of the device's budget.
+        prefill_tokens: tokens of prompts that go through the model at once; None: chosen (see
+            ``prompt_parts``).
         communication_s: seconds of a step in which the device exchanges results with others.
     """
 
@@ -65,7 +65,7 @@ class PlanOptions:
     stream_weights: bool = True
     weights_streamed: float | None = None
     schedule: Schedule | None = None
-    prefill_rows: int | None = None
+    prefill_tokens: int | None = None
     communication_s: float = 0.0
 
     @classmethod
@@ -81,7 +81,7 @@ class PlanOptions:
         stream_weights: bool = True,
         weights_streamed: float | None = None,
         schedule: Schedule | str | None = None,
-        prefill_rows: int | None = None,
+        prefill_tokens: int | None = None,
     ) -> PlanOptions:
         """Return options, or raise for one that is not allowed.
 
@@ -115,7 +115,7 @@ class PlanOptions:
             stream_weights,
             weights_streamed,
             None if schedule is None else _named(Schedule, "schedule", schedule),
-            prefill_rows,
+            prefill_tokens,
         )
 
     def on(self, profile: HardwareProfile) -> PlanOptions:

@@ -32,7 +32,8 @@ class Plan:
         geometry: how the cache is cut.
         weights_streamed: share of the layers' weights that is streamed in every step.
         communication_s: seconds of a step in which the device exchanges results with others.
-        prefill_rows: rows whose prompts go through the model at once.
+        prefill_tokens: tokens of prompts that go through the model at once; fewer than a prompt has
+            where these come in parts.
         granule_pages: pages of K/V in a granule.
         gpu_items: bytes on the device, by item.
         host_items: bytes on the host, by item.
@@ -62,7 +63,7 @@ class Plan:
     geometry: Geometry
     weights_streamed: float
     communication_s: float
-    prefill_rows: int
+    prefill_tokens: int
     granule_pages: int
     gpu_items: Mapping[str, int]
     host_items: Mapping[str, int]
@@ -125,7 +126,7 @@ class Plan:
             "admission_split": asdict(self.admission),
             "placement": asdict(self.placement),
             "weights_streamed": self.weights_streamed,
-            "prefill_rows": self.prefill_rows,
+            "prefill_tokens": self.prefill_tokens,
             **geometry,
             "granule_pages": self.granule_pages,
             "gpu_items": dict(self.gpu_items),

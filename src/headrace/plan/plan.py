@@ -65,7 +65,7 @@ def make_plan(
     stream_weights: bool = True,
     weights_streamed: float | None = None,
     schedule: Schedule | str | None = None,
-    prefill_rows: int | None = None,
+    prefill_tokens: int | None = None,
 ) -> Plan:
     """Plan a workload on a machine.
 
@@ -86,7 +86,7 @@ def make_plan(
         stream_weights: whether weights may be streamed.
         weights_streamed: share of the layers' weights that is streamed, where that is settled.
         schedule: ``row`` or ``column``; None: the faster, where the workload has batches.
-        prefill_rows: rows whose prompts go through the model at once; None: chosen.
+        prefill_tokens: tokens of prompts that go through the model at once; None: chosen.
 
     Raises:
         ConfigurationError: a setting is not allowed, or two do not go together.
@@ -102,7 +102,7 @@ def make_plan(
         stream_weights=stream_weights,
         weights_streamed=weights_streamed,
         schedule=schedule,
-        prefill_rows=prefill_rows,
+        prefill_tokens=prefill_tokens,
     )
     return Planner(shape, workload, profile, options).plan()
 
@@ -260,7 +260,7 @@ class Planner:
             geometry=decision.geometry,
             weights_streamed=decision.weights_streamed,
             communication_s=self.options.communication_s,
-            prefill_rows=decision.prefill_rows,
+            prefill_tokens=decision.prefill_tokens,
             granule_pages=decision.geometry.pages_per_granule(kv_bytes_per_token(shape)),
             gpu_items=decision.gpu_items,
             host_items=decision.host_items,

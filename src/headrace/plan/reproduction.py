@@ -270,7 +270,7 @@ class _Simulation:
             paths=paths,
             schedule=self._schedule,
             gpu_memory_bytes=self._staging_budget_bytes,
-            prefill_rows=self._batch_rows,
+            prefill_tokens=self._batch_rows * self.case.workload.prompt_len,
         )
 
     @property
@@ -292,6 +292,7 @@ class _Simulation:
         With little more than that, the planner divides the cache knowing that weights travel too.
         """
         workload = self.case.workload
-        items = fixed_gpu_items(self.shape, workload, 1.0, self._batch_rows)
+        prompts = self._batch_rows * workload.prompt_len
+        items = fixed_gpu_items(self.shape, workload, 1.0, prompts)
         newest = Geometry(SMALLEST_BLOCK_TOKENS, 1)
         return sum(items.values()) + newest.tail_bytes(self.shape, workload.rows) + _STAGING_BYTES

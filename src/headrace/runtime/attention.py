@@ -103,7 +103,8 @@ def attend(
         scoring: scale, soft cap. (A window must be part of ``visible``.)
         visible: bool, broadcastable to ``[N, H, G, K]``; None when every key is visible.
     """
-    if scoring.softcap is None and visible is None and is_fused(query_NHGD):
+    fused = query_NHGD.is_cuda and is_fused(query_NHGD)
+    if scoring.softcap is None and visible is None and fused:
         return Partial(*attend_all(query_NHGD, key_NHKD, value_NHKD, scoring.scale))
     groups, heads, grouped, width = query_NHGD.shape
     keys = key_NHKD.shape[2]
@@ -157,15 +158,22 @@ class Accumulator:
             rows: int64; which rows ``part`` is of, if not of all.
         """
         if rows is None or rows.numel() == self._total.shape[0]:
-            merged = merge([self.result(), part])
-            self._output, self._maximum = merged.output, merged.maximum
-            self._total = merged.total
+            self._add_to_all(part)
             return
         old = Partial(self._output[rows], self._maximum[rows], self._total[rows])
         merged = merge([old, part])
         self._output[rows] = merged.output
         self._maximum[rows] = merged.maximum
         self._total[rows] = merged.total
+
+    def _add_to_all(self, part: Partial) -> None:
+        """Merge in place: of many queries, nothing may exist more often than it must."""
+        maximum = torch.maximum(self._maximum, part.maximum)
+        finite = maximum.masked_fill(maximum == float("-inf"), 0.0)
+        kept, added = (torch.exp(one - finite) for one in (self._maximum, part.maximum))
+        self._output.mul_(kept.unsqueeze(-1)).addcmul_(part.output, added.unsqueeze(-1))
+        self._total.mul_(kept).addcmul_(part.total, added)
+        self._maximum = maximum
 
     def result(self) -> Partial:
         """Return the merged, still unnormalised attention."""
@@ -236,14 +244,14 @@ def merge_entries(part: Partial, table: EntryTable) -> Partial:
     return _reduce(output, maximum, total)
 
 
-def concatenate(parts: list[Partial]) -> Partial:
-    """Put entries of several parts side by side."""
+def concatenate(parts: list[Partial], dim: int = 0) -> Partial:
+    """Put entries of several parts side by side, or, along dimension 2, queries."""
     if len(parts) == 1:
         return parts[0]
     return Partial(
-        torch.cat([part.output for part in parts]),
-        torch.cat([part.maximum for part in parts]),
-        torch.cat([part.total for part in parts]),
+        torch.cat([part.output for part in parts], dim),
+        torch.cat([part.maximum for part in parts], dim),
+        torch.cat([part.total for part in parts], dim),
     )
 
 

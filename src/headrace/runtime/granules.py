@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,22 @@ from headrace.runtime.layout import Layout
 from headrace.runtime.pages import Page, PageKind, Row
 
 
+class RowPages(NamedTuple):
+    """A granule's pages that a row sees.
+
+    Attributes:
+        row: int64 ``[1]``; the row, on the device.
+        number: the same.
+        places: which of the granule's pages: a range, or int64 on the device.
+        entries: the entries that stand for them, likewise.
+    """
+
+    row: Tensor
+    number: int
+    places: slice | Tensor
+    entries: slice | Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Granule:
     """Pages of one kind that are brought to bear together.
@@ -27,7 +44,8 @@ class Granule:
         kind: which pool they are in.
         pages: distinct page numbers, ascending.
         tokens: cached tokens that it holds, a shared page counted once.
-        entry_page: int64 ``[E]``; which of ``pages`` each entry is, or None for one entry a page.
+        entry_places: which of ``pages`` each entry is.
+        entry_page: int64 ``[E]``; the same, on the device, or None for one entry a page.
         entry_rows: the row that sees each entry.
         entry_row: int64 ``[E]``; the same, on the device.
         rows: int64 ``[R]``; the rows that have entries.
@@ -39,6 +57,7 @@ class Granule:
     kind: PageKind
     pages: tuple[int, ...]
     tokens: int
+    entry_places: tuple[int, ...]
     entry_page: Tensor | None
     entry_rows: tuple[int, ...]
     entry_row: Tensor
@@ -58,6 +77,29 @@ class Granule:
         if self.entry_page is None:
             return self.page_index
         return self.page_index.index_select(0, self.entry_page)
+
+    @cached_property
+    def of_rows(self) -> tuple[RowPages, ...]:
+        """The pages of each of ``rows``."""
+        entries: dict[int, list[int]] = {}
+        for entry, row in enumerate(self.entry_rows):
+            entries.setdefault(row, []).append(entry)
+        return tuple(
+            RowPages(
+                self.rows[index : index + 1],
+                row,
+                self._chosen([self.entry_places[entry] for entry in some]),
+                self._chosen(some),
+            )
+            for index, (row, some) in enumerate(sorted(entries.items()))
+        )
+
+    def _chosen(self, numbers: list[int]) -> slice | Tensor:
+        """Return what picks some pages or entries, without a copy where they follow each other."""
+        first, end = numbers[0], numbers[-1] + 1
+        if numbers == list(range(first, end)):
+            return slice(first, end)
+        return torch.tensor(numbers).to(self.rows.device, non_blocking=True)
 
 
 def cut_granules(
@@ -118,6 +160,7 @@ def _granule(
         kind=kind,
         pages=tuple(numbers),
         tokens=sum(tokens.values()),
+        entry_places=tuple(entry_page),
         entry_page=None if len(uses) == len(numbers) else index(entry_page),
         entry_rows=tuple(entry_row),
         entry_row=index(entry_row),

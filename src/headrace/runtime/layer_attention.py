@@ -25,6 +25,7 @@ from headrace.runtime.attention import (
 )
 from headrace.runtime.gpu_kernels import kernels_for
 from headrace.runtime.granules import Granule
+from headrace.runtime.prompt import attend_pages, is_prompt
 from headrace.runtime.tail import put_newest
 
 _SHAPES_KEPT = 2
@@ -87,7 +88,9 @@ class LayerAttention:
         self._scoring = scoring
         self._workspace_bytes = workspace_bytes
         self._entries = entries
-        self._merge_once = entries * query[0].numel() * 4 <= workspace_bytes
+        self._is_prompt = is_prompt(query)
+        few = entries * query[0].numel() * 4 <= workspace_bytes
+        self._merge_once = few and not self._is_prompt
         self._kernels = kernels_for(query) if self._merge_once else None
         self._results = results
         self._room: Partial | None = None
@@ -141,6 +144,9 @@ class LayerAttention:
             )
             return
         assert rotation is None
+        if self._is_prompt:
+            self._attend_rows(granule, key, value)
+            return
         part = attend_granule(
             granule, self._query, key, value, self._scoring, self._workspace_bytes
         )
@@ -148,6 +154,19 @@ class LayerAttention:
             self._parts.append(part)
         else:
             self._accumulated.add(merge_entries(part, granule.table), granule.rows)
+
+    def _attend_rows(self, granule: Granule, key: Tensor, value: Tensor) -> None:
+        """Attend a prompt's queries to a granule, all of a row's pages at once."""
+        for row, number, places, entries in granule.of_rows:
+            part = attend_pages(
+                self._query[number : number + 1],
+                key[places],
+                value[places],
+                self._scoring,
+                None if granule.visible is None else granule.visible[entries],
+                self._workspace_bytes,
+            )
+            self._accumulated.add(part, row)
 
     @property
     def _made_room(self) -> Partial:
@@ -280,13 +299,7 @@ def attend_granule(
     for start in range(0, grouped, at_once):
         some = query[:, :, start : start + at_once].index_select(0, granule.entry_row)
         parts.append(attend(some, key, value, scoring, visible))
-    if len(parts) == 1:
-        return parts[0]
-    return Partial(
-        torch.cat([part.output for part in parts], dim=2),
-        torch.cat([part.maximum for part in parts], dim=2),
-        torch.cat([part.total for part in parts], dim=2),
-    )
+    return concatenate(parts, dim=2)
 
 
 def _with_heads_in_one(part: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from headrace.runtime.conveyor import LayerWork
 from headrace.runtime.flat import FlatCache
 from headrace.runtime.layer_attention import LayerAttention
 from headrace.runtime.pages import PageKind
-from headrace.runtime.prompt import attend_prompt
+from headrace.runtime.prompt import attend_part, attend_prompt, is_fast, is_prompt
 from headrace.runtime.step import Step
 from headrace.runtime.tail import Tail
 from headrace.runtime.windows import Windows
@@ -99,7 +99,8 @@ class WorkMaker:
                 )
                 return
             assert flat is not None
-            attention.add_new(flat.attend(layer, query, key, value, scoring, step.spans))
+            spans = step.spans if step.fresh else None
+            attention.add_new(flat.attend(layer, query, key, value, scoring, spans))
 
         return LayerWork(grouped, scoring, attend_new, store=lambda: None)
 
@@ -125,7 +126,7 @@ class WorkMaker:
                 attention.add_new(group_queries(output, key.shape[1]))
             else:
                 attention.add_new(
-                    self._attend_tail_and_new(layer, grouped, key, value, scoring, step)
+                    self._attend_tail_and_new(layer, query, grouped, key, value, scoring, step)
                 )
 
         def store() -> None:
@@ -134,23 +135,27 @@ class WorkMaker:
         return LayerWork(grouped, scoring, attend_new, store)
 
     def _attend_tail_and_new(
-        self, layer: int, grouped: Tensor, key: Tensor, value: Tensor, scoring: Scoring, step: Step
+        self,
+        layer: int,
+        query: Tensor,
+        grouped: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scoring: Scoring,
+        step: Step,
     ) -> Partial:
         """Attend several new tokens to the tail from before, and causally to themselves."""
-        accumulator = Accumulator(grouped)
         token_Bq, workspace = step.index.token_Bq, self._workspace_bytes
-        if not step.index.tail_empty:
-            accumulator.add(
-                attend_causal(
-                    grouped,
-                    *self._tail.layer(layer, step.rows),
-                    scoring,
-                    token_Bq,
-                    step.tail_token,
-                    workspace,
-                )
-            )
-        accumulator.add(attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace))
+        if step.spans is not None and is_prompt(grouped) and is_fast(query, scoring):
+            new = attend_part(query, key, value, scoring.scale, step.spans)
+        else:
+            new = attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace)
+        if step.index.tail_empty:
+            return new
+        accumulator = Accumulator(grouped)
+        accumulator.add(new)
+        tail, token = self._tail.layer(layer, step.rows), step.tail_token
+        accumulator.add(attend_causal(grouped, *tail, scoring, token_Bq, token, workspace))
         return accumulator.result()
 
     def _store_new(

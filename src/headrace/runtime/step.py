@@ -78,7 +78,7 @@ class Step:
             moves=moves,
             index=index,
             fresh=fresh,
-            spans=row_spans(moves.new) if fresh else None,
+            spans=None if moves.generated else row_spans(moves.new),
             seen_BT=seen,
             tail_token=seen.to(torch.int64) - 1,
             column_Bq=torch.where(index.token_Bq >= 0, column, -1),

@@ -69,7 +69,7 @@ def test_a_program_on_which_the_simplex_method_gives_up_is_presolved():
         host_while_h2d_bytes_per_s=36002449668.69294,
     )
     options = PlanOptions(
-        gpu_memory_bytes=292702720.0, host_memory_bytes=39613005.51532694, prefill_rows=1
+        gpu_memory_bytes=292702720.0, host_memory_bytes=39613005.51532694, prefill_tokens=20000
     )
     decider = Decider(shape, Workload(1, 20000, 1), profile, options)
     assert not decider.decide(Policy.RESIDENT).fits

@@ -13,11 +13,13 @@ from headrace.model.cost import (
     layer_dense_flops,
     layer_weight_bytes,
     prefill_attention_flops,
+    rebuild_flops_per_token,
 )
 from headrace.model.published import published_shape
 from headrace.plan.operations import Kind
 from headrace.plan.plan import make_plan, plan_program
 from headrace.plan.prefill import prefill_program
+from headrace.plan.prefill import prefill_s as predicted_prefill_s
 from headrace.plan.simulate import simulate
 from headrace.plan.workload import Workload
 from headrace.timeline import Lane
@@ -53,7 +55,7 @@ def test_what_is_stored_is_what_is_on_the_host(policy, fraction, prompt_len, pre
         A100,
         policy=policy,
         recompute_fraction=fraction,
-        prefill_rows=prefill_rows,
+        prefill_tokens=prefill_rows * prompt_len,
     )
     paged = 8 * plan.geometry.paged_tokens(prompt_len) * SMALL.num_layers
     assert prompt_len - 16 < plan.geometry.paged_tokens(prompt_len) <= prompt_len
@@ -97,7 +99,7 @@ def test_windowed_layers_store_nothing_and_attend_to_their_window():
 @pytest.mark.parametrize("prefill_rows", [1, 3, 8])
 def test_the_arithmetic_is_that_of_all_prompts(prefill_rows):
     workload = Workload(8, 128, 32)
-    plan = make_plan(SMALL, workload, A100, policy="stream", prefill_rows=prefill_rows)
+    plan = make_plan(SMALL, workload, A100, policy="stream", prefill_tokens=prefill_rows * 128)
     flops = Counter()
     for op in prefill_program(plan, SMALL).operations:
         flops[op.kind] += op.flops
@@ -106,6 +108,55 @@ def test_the_arithmetic_is_that_of_all_prompts(prefill_rows):
     assert flops == {Kind.DENSE: dense, Kind.ATTEND_NEW: attention} | dict.fromkeys(
         (Kind.STORE_KV,), 0
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "fraction"), [("stream", None), ("host", None), ("recompute", 0.5)]
+)
+@pytest.mark.parametrize("part", [256, 512, 768])
+def test_prompts_in_parts_store_the_same_and_bring_what_went_before(policy, fraction, part):
+    workload = Workload(3, 1024, 32)
+    plan = make_plan(
+        SMALL,
+        workload,
+        A100,
+        policy=policy,
+        recompute_fraction=fraction,
+        stream_weights=False,
+        prefill_tokens=part,
+    )
+    assert plan.prefill_tokens == part
+    whole = replace(plan, prefill_tokens=workload.prompt_len)
+    program = prefill_program(plan, SMALL)
+    assert stored(program) == stored(prefill_program(whole, SMALL))
+    rebuilt = fraction or 0.0
+    of_token = rebuilt * activation_bytes_per_token(SMALL)
+    of_token += (1 - rebuilt) * kv_bytes_per_token(SMALL)
+    earlier = sum(range(part, 1024, part)) * workload.rows * SMALL.num_layers
+    assert program.link_bytes == pytest.approx(earlier * of_token)
+    flops = Counter()
+    for op in program.operations:
+        flops[op.kind] += op.flops
+    attention = SMALL.num_layers * workload.rows * prefill_attention_flops(SMALL, 1024)
+    assert flops[Kind.ATTEND] + flops[Kind.ATTEND_NEW] == attention
+    assert flops[Kind.REBUILD] == rebuilt * earlier * rebuild_flops_per_token(SMALL)
+    rows_s = predicted_prefill_s(plan, SMALL, A100)
+    assert rows_s == pytest.approx(prefill_s(plan, SMALL, A100), rel=0.1)
+
+
+def test_windowed_layers_bring_nothing_of_earlier_parts():
+    shape = replace(SMALL, sliding_window=32, windowed_layers=2)
+    plan = make_plan(shape, Workload(2, 1024, 32), A100, policy="stream", prefill_tokens=256)
+    program = prefill_program(plan, shape)
+    assert {op.layer for op in program.loads} == set(range(4)) - shape.windowed_indices
+    pairs = 32 * 33 // 2 + (1024 - 32) * 32
+    for layer in shape.windowed_indices:
+        flops = sum(
+            op.flops
+            for op in program.operations
+            if op.layer == layer and op.kind is Kind.ATTEND_NEW
+        )
+        assert flops == 2 * 4 * 256 * pairs
 
 
 def test_a_prefill_that_only_computes_takes_its_arithmetic():
@@ -143,7 +194,7 @@ def weight_loads(schedule):
         A100,
         policy="stream",
         schedule=schedule,
-        prefill_rows=8,
+        prefill_tokens=8 * 256,
         gpu_memory_bytes=12 * 2**30,
     )
     assert plan.weights_streamed > 0.5
