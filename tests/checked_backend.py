@@ -24,6 +24,10 @@ class FakeEvent(Event):
     made_at: int
     job: "Job | None" = None
 
+    @property
+    def happened(self):
+        return self.job is None or self.job.done
+
     def wait_on_host(self):
         if self.job is not None:
             self.backend.finish(self.job)
@@ -100,7 +104,7 @@ class CheckedBackend(Backend):
                 assert queue.pop(0) is head
                 self.copy(head)
 
-    def transfer(self, lane, copies, after):
+    def transfer(self, lane, copies, after, timed=False):
         self.tick()
         event = FakeEvent(self, self.now)
         event.job = Job(lane, list(copies), list(after), event)

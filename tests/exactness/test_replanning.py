@@ -106,7 +106,7 @@ class Slowing:
 
 
 def assert_it_was_seen(cache):
-    assert cache.replanning.host_ratio < 0.2
+    assert cache.replanning.ratios.cores < 0.2
     assert "for they attended at" in cache.notes[-1]
     # Nothing is on the device, and nothing kept as X, so that both are shares of everything.
     assert cache.paged.host_share < cache.host_fraction / 2

@@ -74,7 +74,7 @@ def skip_transfers(monkeypatch, lanes, numbers):
     """Let the transfers of these numbers on these lanes copy nothing."""
     count, whole = itertools.count(), CpuBackend.transfer
 
-    def transfer(self, lane, copies, after):
+    def transfer(self, lane, copies, after, timed=False):
         skipped = lane in lanes and next(count) in numbers
         return whole(self, lane, () if skipped else copies, after)
 
@@ -102,7 +102,7 @@ def test_one_store_that_is_skipped(monkeypatch, lane):
 def test_a_load_that_brings_another_granule(monkeypatch):
     whole, last = CpuBackend.transfer, {}
 
-    def transfer(self, lane, copies, after):
+    def transfer(self, lane, copies, after, timed=False):
         wrong = last.get(lane)
         last[lane] = copies
         if lane in H2D_LANES and wrong is not None and len(wrong) == len(copies):
@@ -226,8 +226,8 @@ def test_the_last_token_of_the_tail_is_lost(monkeypatch):
 def test_partial_results_that_are_merged_without_their_maxima(monkeypatch):
     whole = layer_attention.concatenate
 
-    def concatenate(parts):
-        part = whole(parts)
+    def concatenate(parts, dim=0):
+        part = whole(parts, dim)
         return type(part)(part.output, torch.zeros_like(part.maximum), part.total)
 
     monkeypatch.setattr(layer_attention, "concatenate", concatenate)

@@ -252,20 +252,23 @@ class HardwareProfile:
         """
         return replace(self, launch_layer_s=self.launch_plain_layer_s or self.launch_layer_s)
 
-    def with_host_rate(self, ratio: float) -> HardwareProfile:
-        """Return a profile whose host's cores attend at so many times their rate, the link's alike.
+    def with_rates(self, cores: float, link: float = 1.0) -> HardwareProfile:
+        """Return a profile whose host's cores and link go at so many times their rates.
 
         Args:
-            ratio: above 0; of their rate alone, and of that while the link is busy.
+            cores: above 0; of the cores' rate alone, and of that while the link is busy.
+            link: above 0; of the link's rate while the cores attend, which is never above its rate
+                alone; below 1 of the latter, too.
         """
         joint = self.joint_rates
-        link, cores = (None, None) if joint is None else joint
+        h2d = min(1.0, link) * self.h2d_bytes_per_s
         return replace(
             self,
-            host_attend_bytes_per_s=ratio * self.host_attend_rate,
-            host_page_s=None if self.host_page_s is None else self.host_page_s / ratio,
-            h2d_while_attend_bytes_per_s=link,
-            host_attend_while_h2d_bytes_per_s=None if cores is None else ratio * cores,
+            h2d_bytes_per_s=h2d,
+            host_attend_bytes_per_s=cores * self.host_attend_rate,
+            host_page_s=None if self.host_page_s is None else self.host_page_s / cores,
+            h2d_while_attend_bytes_per_s=None if joint is None else min(h2d, link * joint[0]),
+            host_attend_while_h2d_bytes_per_s=None if joint is None else cores * joint[1],
         )
 
     def gemm_rate(self, dtype: str) -> float:

@@ -5,8 +5,9 @@ whether pages on the host come to the device where rows that ended have left roo
 more pages on the device than the plan allowed for; which rows have them makes no difference to a
 step, so none goes back. Pages of X come too, rebuilt for the last time.
 
-The cores' share also follows the rate at which they turn out to attend. Where it has come to
-nothing, they are tried again now and then.
+The cores' share also follows the rates at which they turn out to attend and the link to load, for
+both read the host's memory, and others do, too. Where it has come to nothing, the cores are tried
+again now and then.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass, field
 
 from headrace.hf.arrivals import split_of_arriving
 from headrace.hf.cached_batch import CachedBatch, pages_in_use
-from headrace.hf.host_rate import HostRate, RateRules
+from headrace.hf.learnt_rates import LearntRates, RateRules, RecentRates
+from headrace.plan.demands import AttainedRates
 from headrace.plan.policies import Split
-from headrace.plan.replan import HOST_SHARES, Replanner
+from headrace.plan.replan import HOST_SHARES, Ratios, Replanner
 from headrace.plan.step_work import PATHS
 from headrace.runtime.capacity import RowNeed
 from headrace.runtime.lanes import Busy
@@ -34,9 +36,9 @@ class Rules:
     Attributes:
         least_gain: share by which the predicted step must become shorter.
         every_steps: decode steps from one look to the next, at the least, unless the rate of the
-            host's cores has changed.
+            host's cores, or of the link, has changed.
         regained_steps: decode steps in which the time that pages take to come must be regained.
-        rate: when that rate has changed.
+        rate: when such a rate has changed.
     """
 
     least_gain: float = 0.05
@@ -69,8 +71,8 @@ class Replanning:
         """Pages that came to the device."""
         self.split: Split | None = None
         """How cached tokens were divided when that was last looked at."""
-        self.host_ratio = 1.0
-        """How many times the profile's rate the host's cores attend at, as far as is known."""
+        self.ratios = Ratios()
+        """How many times the profile's rates link and cores go at, as far as is known."""
         self.divided = 0
         """Rows that came and whose prompts were not divided as is planned."""
         self.tries = 0
@@ -81,8 +83,8 @@ class Replanning:
         self._version = -1
         self._steps = 0
         self._decoded: CachedBatch | None = None
-        self._rate = HostRate(self.rules.rate.steps)
-        self._rates: tuple[float, float] | None = None
+        self._recent = RecentRates(self.rules.rate.steps)
+        self._seen: tuple[LearntRates, AttainedRates] | None = None
         self._words: str | None = None
         self._trying = 0
         self._idle_steps = 0
@@ -92,27 +94,27 @@ class Replanning:
         """Take note of the forward before this one, and look at the batch if it is time to.
 
         That is before a decode step, if enough of them have gone by and pages have changed, or if
-        the host's cores turned out to attend at another rate.
+        the host's cores or the link turned out to go at another rate.
 
         Args:
             rows: the rows that take part.
             inputs: of each row; 1 in a decode step.
         """
-        busy = self._paged.host_busy()
-        known = self.host_ratio
+        link, cores = self._paged.link_busy(), self._paged.host_busy()
+        known = self.ratios
         if self._decoded is not None:
-            self._learn(busy, self._decoded)
+            self._learn(link, cores, self._decoded)
         self._decoded = None
         if inputs > 1:
             return
         self._steps += 1
         version = self._paged.layout.version
         changed = version != self._version and self._steps >= self.rules.every_steps
-        if self.host_ratio != known or (changed and not self._trying):
+        if self.ratios != known or (changed and not self._trying):
             self._steps = 0
             self._look(rows)
             self._version = self._paged.layout.version
-            self._rates = None
+            self._seen = None
         elif not self._trying and self._paged.host_share == 0:
             self._try_again(rows)
         self._decoded = self._batch(rows)
@@ -130,29 +132,30 @@ class Replanning:
         self.divided += 0 if split is None else len(new)
         return split
 
-    def _learn(self, busy: Busy, batch: CachedBatch) -> None:
-        """Note at which rate the cores attended in a decode step."""
+    def _learn(self, link: Busy, cores: Busy, batch: CachedBatch) -> None:
+        """Note at which rates the link loaded and the cores attended in a decode step."""
         rules = self.rules.rate
-        rate = self._rate.note(busy)
+        learnt = self._recent.note(link, cores)
         if self._trying:
             self._trying -= 1
-            if rate is not None or not self._trying:
+            if learnt is not None or not self._trying:
                 self._use_share(0.0)
                 self._trying = 0
-        if rate is None:
+        if learnt is None:
             return
-        expected = self._replanner.host_rate(batch.rows, batch.context, batch.split)
-        if rules.differ(rate, expected):
-            self.host_ratio = self._profiled.host_ratio(
-                batch.rows, batch.context, batch.split, rate
+        where = batch.rows, batch.context, batch.split
+        expected = self._replanner.rates(*where)
+        if rules.differ(learnt.cores, expected.cores) or rules.differ(learnt.link, expected.link):
+            self.ratios = self._profiled.ratios(
+                *where, link=learnt.link, cores=learnt.cores, known=self.ratios
             )
-            self._replanner = self._profiled.with_host_rate(self.host_ratio)
-            self._rates = rate, expected
+            self._replanner = self._profiled.with_ratios(self.ratios)
+            self._seen = learnt, expected
 
     def _use_share(self, share: float, steps: int | None = None) -> None:
-        """Let the cores attend to a share of the K/V on the host, and learn their rate anew."""
+        """Let the cores attend to a share of the K/V on the host, and learn the rates anew."""
         self._paged.host_share = share
-        self._rate = HostRate(self.rules.rate.steps if steps is None else steps)
+        self._recent = RecentRates(self.rules.rate.steps if steps is None else steps)
 
     def _batch(self, rows: range) -> CachedBatch | None:
         """Return the batch as it is in the cache; None where no page is in use."""
@@ -188,13 +191,22 @@ class Replanning:
         self._use_share(share)
         self.changes += 1
         self._idle_steps, self._wait_steps = 0, self.rules.rate.try_every
-        if self._rates is not None and share != before:
-            rate, expected = self._rates
+        if self._seen is not None and share != before:
             self._words = (
                 f"the cores' share of the K/V on the host went from {100 * before:.0f} % to "
-                f"{100 * share:.0f} %, for they attended at {format_rate(rate)}, not "
-                f"{format_rate(expected)}"
+                f"{100 * share:.0f} %, for {self._reason(*self._seen)}"
             )
+
+    def _reason(self, learnt: LearntRates, expected: AttainedRates) -> str:
+        """Return which rates are not what was expected."""
+        differ, parts = self.rules.rate.differ, []
+        if learnt.cores is not None and differ(learnt.cores, expected.cores):
+            rates = f"{format_rate(learnt.cores)}, not {format_rate(expected.cores)}"
+            parts.append(f"they attended at {rates}")
+        if learnt.link is not None and differ(learnt.link, expected.link):
+            rates = f"{format_rate(learnt.link)}, not {format_rate(expected.link)}"
+            parts.append(f"the link loaded at {rates}")
+        return " and ".join(parts)
 
     def _try_again(self, rows: range) -> None:
         """Let the cores attend to a little, if they have done nothing for long.
@@ -202,7 +214,7 @@ class Replanning:
         Only their rate keeps them from it: at the profile's, it would pay.
         """
         self._idle_steps += 1
-        if self.host_ratio >= 1 or self._idle_steps < self._wait_steps:
+        if self.ratios.cores >= 1 or self._idle_steps < self._wait_steps:
             return
         self._idle_steps = 0
         batch, pages = self._batch(rows), pages_in_use(self._paged.layout)[PageKind.KV]

@@ -9,6 +9,7 @@ cached tokens of a layer in pages over all rows, L layers of a kind.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from headrace.hardware.profile import MEASURED_PAGE_TOKENS, HardwareProfile
 from headrace.model.cost import (
@@ -22,6 +23,7 @@ from headrace.plan.sharing import Sharing
 from headrace.plan.step_work import PATHS, WEIGHTS, Schedule, StepWork, column
 
 __all__ = [
+    "AttainedRates",
     "PARTIAL_BYTES",
     "PATHS",
     "WEIGHTS",
@@ -31,11 +33,11 @@ __all__ = [
     "Schedule",
     "StepWork",
     "Term",
+    "attained_rates",
     "cache_loads",
     "column",
     "demands",
     "host_attention",
-    "host_rate",
 ]
 
 
@@ -129,12 +131,24 @@ def short_pages(head_tokens: float, page_tokens: int) -> float:
     return max(0.0, head_tokens * (1 / page_tokens - 1 / MEASURED_PAGE_TOKENS))
 
 
-def host_rate(
-    work: StepWork, profile: HardwareProfile, paths: tuple[str, ...], values: Mapping[str, float]
-) -> float:
-    """Return the bytes a second at which the host's cores attend in a step.
+class AttainedRates(NamedTuple):
+    """Bytes a second that link and cores get in a step: host memory may not suffice for both.
 
-    It is less than their own rate as far as the link takes host memory from them meanwhile.
+    Attributes:
+        link: at which the cache is loaded.
+        cores: at which the host's cores read what they attend to.
+    """
+
+    link: float
+    cores: float
+
+
+def attained_rates(
+    work: StepWork, profile: HardwareProfile, paths: tuple[str, ...], values: Mapping[str, float]
+) -> AttainedRates:
+    """Return the bytes a second at which the link loads, and the host's cores attend, in a step.
+
+    It is less than their own rates as far as either takes host memory from the other meanwhile.
 
     Args:
         work: the step.
@@ -150,12 +164,15 @@ def host_rate(
         for terms in (link, host_attention(work, profile), idle)
     )
     if not cores_s:
-        return profile.host_attend_rate
+        return AttainedRates(profile.h2d_bytes_per_s, profile.host_attend_rate)
     size_bytes = sum(
         tokens * kv_bytes_per_token(group.shape) * values.get(name, 0.0)
         for name, group, tokens in work.columns("host")
     )
-    return size_bytes / Sharing(profile).cores_s(link_s, cores_s, alone_s)
+    sharing = Sharing(profile)
+    busy_s = sharing.cores_s(link_s, cores_s, alone_s)
+    slowed = sharing.link_s(link_s, cores_s, alone_s) / link_s if link_s else 1.0
+    return AttainedRates(profile.h2d_bytes_per_s / slowed, size_bytes / busy_s)
 
 
 def _host_results(work: StepWork, profile: HardwareProfile) -> Iterator[Term]:

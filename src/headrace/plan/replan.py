@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from headrace.hardware.profile import HardwareProfile
 from headrace.model.shape import ModelShape
 from headrace.plan.decision import Decider, Decision
-from headrace.plan.demands import Demand, demands, host_rate
+from headrace.plan.demands import AttainedRates, Demand, attained_rates, demands
 from headrace.plan.geometry import Geometry
 from headrace.plan.launching import Launching
 from headrace.plan.options import PlanOptions
@@ -27,7 +27,22 @@ HOST_SHARES = 32
 """Parts into which the K/V on the host are divided between the link and the cores."""
 
 _RATIO_ROUNDS = 12
-"""Corrections of the ratio of the cores' rate; each leaves at most half of the error."""
+"""Corrections of the ratios of rates; each leaves at most half of the error."""
+
+_LEAST_RATIO = 1e-3
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """How many times a profile's rates explain what was seen.
+
+    Attributes:
+        cores: of the host's cores.
+        link: of the link.
+    """
+
+    cores: float = 1.0
+    link: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -143,38 +158,62 @@ class Replanner:
         optimum = optimise(work, self.profile, limits, choice)
         return None if optimum is None or not optimum.splits else optimum.splits[0]
 
-    # What the host's cores turn out to do
+    # What link and cores turn out to do
 
-    def with_host_rate(self, ratio: float) -> Replanner:
-        """Return one for which the host's cores attend at so many times the profile's rates."""
-        return replace(self, profile=self.profile.with_host_rate(ratio))
+    def with_ratios(self, ratios: Ratios) -> Replanner:
+        """Return one for which link and cores go at so many times the profile's rates."""
+        return replace(self, profile=self.profile.with_rates(ratios.cores, ratios.link))
 
-    def host_rate(self, rows: int, context: int, split: Split) -> float:
-        """Return the bytes a second at which the host's cores should attend in such a step.
+    def rates(self, rows: int, context: int, split: Split) -> AttainedRates:
+        """Return the bytes a second that link and cores should get in such a step.
 
         Args:
             rows: sequences.
             context: cached tokens of a row, on average.
             split: how they are divided.
         """
-        return _Step(self, rows, context).host_rate(split)
+        return _Step(self, rows, context).rates(split)
 
-    def host_ratio(self, rows: int, context: int, split: Split, bytes_per_s: float) -> float:
-        """Return how many times the profile's rates explain the rate at which the cores attended.
+    def ratios(
+        self,
+        rows: int,
+        context: int,
+        split: Split,
+        *,
+        link: float | None = None,
+        cores: float | None = None,
+        known: Ratios | None = None,
+    ) -> Ratios:
+        """Return how many times the profile's rates explain those of a step.
 
-        What the link takes from the cores does not grow as they become slower, so that this is not
-        the quotient of both rates.
+        What either takes from the other does not grow as it becomes slower, so that these are not
+        the quotients of the rates.
 
         Args:
             rows: sequences.
             context: cached tokens of a row, on average.
             split: how they were divided.
-            bytes_per_s: at which the cores attended in that step.
+            link: bytes a second at which the cache was loaded, if it was.
+            cores: bytes a second at which the cores attended, if they did.
+            known: the ratios so far; one whose rate is not given stays.
         """
-        ratio = 1.0
+        found = known or Ratios()
+        most = self._most_link_ratio
         for _ in range(_RATIO_ROUNDS):
-            ratio *= bytes_per_s / self.with_host_rate(ratio).host_rate(rows, context, split)
-        return ratio
+            expected = self.with_ratios(found).rates(rows, context, split)
+            by_cores = 1.0 if cores is None else cores / expected.cores
+            by_link = 1.0 if link is None else link / expected.link
+            found = Ratios(
+                max(_LEAST_RATIO, by_cores * found.cores),
+                min(most, max(_LEAST_RATIO, by_link * found.link)),
+            )
+        return found
+
+    @property
+    def _most_link_ratio(self) -> float:
+        """The ratio with which the link is as fast beside the cores as alone."""
+        joint = self.profile.joint_rates
+        return 1.0 if joint is None else max(1.0, self.profile.h2d_bytes_per_s / joint[0])
 
 
 class _Step:
@@ -210,9 +249,9 @@ class _Step:
         )
         return max(launch_s, *(one.seconds(values) for one in self._asked[paths]))
 
-    def host_rate(self, split: Split) -> float:
-        """Return the bytes a second at which the host's cores attend."""
-        return host_rate(self._work, self._profile, self._paths(split), self._values(split))
+    def rates(self, split: Split) -> AttainedRates:
+        """Return the bytes a second that link and cores get."""
+        return attained_rates(self._work, self._profile, self._paths(split), self._values(split))
 
     @staticmethod
     def _paths(split: Split) -> tuple[str, ...]:

@@ -128,6 +128,15 @@ class Sharing:
         last_s = self.least_s(link_s, cores_s, alone_s) - alone_s
         return min(cores_s / share, max(cores_s, last_s))
 
+    def link_s(self, link_s: float, cores_s: float, alone_s: float) -> float:
+        """Return for how long the link is at work in a step of L, H and Q seconds.
+
+        While the cores read it goes on at a share a of its own rate.
+        """
+        share, _ = self.shares(link_s, cores_s, alone_s)
+        together_s = min(link_s / share, self.cores_s(link_s, cores_s, alone_s))
+        return link_s + (1 - share) * together_s
+
     def _measured_shares(self) -> tuple[float, float]:
         """Return a and b as measured; at the least those of taking turns."""
         assert self.profile.joint_rates is not None

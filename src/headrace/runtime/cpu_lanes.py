@@ -177,8 +177,10 @@ class CpuBackend(Backend):
         self._directions: dict[str, Direction] = {}
         self._pending: list[CpuEvent] = []
 
-    def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
-        """Hand copies to the thread of the lane's direction."""
+    def transfer(
+        self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event], timed: bool = False
+    ) -> Event:
+        """Hand copies to the thread of the lane's direction, which always notes the times."""
         job = _Job(copies, after, CpuEvent(), time.perf_counter())
         self._direction(lane).submit(job)
         self._pending = [pending for pending in self._pending if not pending.happened]

@@ -41,6 +41,11 @@ class CudaEvent(Event):
         self._started = started
         self._epoch = epoch
 
+    @property
+    def happened(self) -> bool:
+        """Whether the event has happened."""
+        return bool(self.done.query())
+
     def wait_on_host(self) -> None:
         """Block until the event has happened (this one, not the device)."""
         self.done.synchronize()
@@ -52,6 +57,13 @@ class CudaEvent(Event):
         if self._started is None:
             return finish_s, finish_s
         return self._epoch.elapsed_time(self._started) / 1e3, finish_s
+
+    def took_s(self) -> float:
+        """Return the seconds from start to finish: exact however long ago the epoch was."""
+        if self._started is None:
+            return 0.0
+        self.done.synchronize()
+        return self._started.elapsed_time(self.done) / 1e3
 
 
 class CudaFlag(Flag):
@@ -106,10 +118,15 @@ class CudaSignal(Event):
         self._now_s = now_s
         self._seen_s = 0.0
 
+    @property
+    def happened(self) -> bool:
+        """Whether the number is there."""
+        return bool(self._value[0] >= self._number)
+
     def wait_on_host(self) -> None:
         """Look until the number is there."""
         start_s = self._now_s()
-        while self._value[0] < self._number:
+        while not self.happened:
             if self._now_s() - start_s > _PATIENCE_S:
                 raise HeadraceError(f"the device made no queries within {_PATIENCE_S} s")
             time.sleep(_GLANCE_S)
@@ -166,7 +183,9 @@ class CudaBackend(Backend):
         self._epoch.synchronize()
         self._epoch_s = time.perf_counter()
 
-    def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+    def transfer(
+        self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event], timed: bool = False
+    ) -> Event:
         """Enqueue copies on the lane's stream."""
         stream = self._streams.get(lane)
         if stream is None:
@@ -178,10 +197,11 @@ class CudaBackend(Backend):
         last = self._last.get(direction)
         if last is not None and last[0] is not lane:
             stream.wait_event(last[1])
-        started = self._record(stream) if self.timed else None
+        timed = timed or self.timed
+        started = self._record(stream, timed) if timed else None
         for copy in copies:
             self._copy(copy, stream.cuda_stream, direction is H2D_LANES)
-        done = self._record(stream)
+        done = self._record(stream, timed)
         self._last[direction] = (lane, done)
         return CudaEvent(done, started, self._epoch)
 
@@ -195,16 +215,16 @@ class CudaBackend(Backend):
 
     def mark(self) -> Event:
         """Record an event on the current stream."""
-        return CudaEvent(self._record(self._compute), None, self._epoch)
+        return CudaEvent(self._record(self._compute, self.timed), None, self._epoch)
 
     def begin_compute(self) -> object:
         """Record the start, if times are wanted."""
-        return self._record(self._compute) if self.timed else None
+        return self._record(self._compute, self.timed) if self.timed else None
 
     def end_compute(self, start: object) -> Event:
         """Record the end of compute so far."""
         assert start is None or isinstance(start, torch.cuda.Event)
-        return CudaEvent(self._record(self._compute), start, self._epoch)
+        return CudaEvent(self._record(self._compute, self.timed), start, self._epoch)
 
     def wait(self, event: Event) -> None:
         """Let the current stream wait for the event."""
@@ -280,7 +300,8 @@ class CudaBackend(Backend):
             self._current = raw, torch.cuda.current_stream(self.device)
         return self._current[1]
 
-    def _record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=self.timed)
+    @staticmethod
+    def _record(stream: torch.cuda.Stream, timed: bool) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=timed)
         event.record(stream)
         return event

@@ -37,6 +37,11 @@ class Event(ABC):
     """Address of an int32 in host memory and the number that the device writes there when it has
     happened, if it does; then a thread needs nothing else to see it."""
 
+    @property
+    @abstractmethod
+    def happened(self) -> bool:
+        """Whether it has happened."""
+
     @abstractmethod
     def wait_on_host(self) -> None:
         """Block the calling thread until it has happened; raise what the transfer raised."""
@@ -44,6 +49,11 @@ class Event(ABC):
     @abstractmethod
     def times_s(self) -> tuple[float, float]:
         """Return start and finish in seconds since the backend's epoch, once it has happened."""
+
+    def took_s(self) -> float:
+        """Return the seconds from start to finish, once it has happened."""
+        start_s, finish_s = self.times_s()
+        return finish_s - start_s
 
 
 @dataclass(frozen=True)
@@ -80,16 +90,21 @@ class Attended:
 
 @dataclass(frozen=True)
 class Busy:
-    """For how long the host's cores attended, over some layers, and what they read meanwhile.
+    """For how long a lane was at work, over some operations, and how much it read meanwhile.
 
     Attributes:
-        seconds: with those in which they read ahead, without those in which queries came down and
-            results went up.
-        read_bytes: of keys and values.
+        seconds: of the host's cores, with those in which they read ahead, without those in which
+            queries came down and results went up.
+        read_bytes: of what is cached.
     """
 
     seconds: float = 0.0
     read_bytes: int = 0
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """The rate; None where there was nothing to do."""
+        return self.read_bytes / self.seconds if self.read_bytes > 0 and self.seconds > 0 else None
 
 
 class Flag(ABC):
@@ -120,12 +135,20 @@ class Backend(ABC):
     """Whether events tell their times (a timeline is recorded)."""
 
     @abstractmethod
-    def transfer(self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event]) -> Event:
+    def transfer(
+        self, lane: Lane, copies: Sequence[Copy], after: Sequence[Event], timed: bool = False
+    ) -> Event:
         """Start copies on a lane and return the event of their end.
 
         The copies begin when everything in ``after`` has happened and when the transfers that were
         started before in the same direction, on whichever lane, have ended. Source and destination
         belong to the transfer until its event has happened.
+
+        Args:
+            lane: which.
+            copies: from one side to the other.
+            after: what must have happened.
+            timed: whether the event is to tell how long they took, though no timeline is recorded.
         """
 
     @abstractmethod

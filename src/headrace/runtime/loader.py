@@ -17,13 +17,16 @@ from torch import Tensor
 
 from headrace.plan.operations import Kind, Operation
 from headrace.runtime.granules import Granule
-from headrace.runtime.lanes import Backend, Copy, Event
+from headrace.runtime.lanes import Backend, Busy, Copy, Event
 from headrace.runtime.pages import PageKind
 from headrace.runtime.programs import StepProgram
 from headrace.runtime.recorder import Recorder
 from headrace.runtime.staging import StagingRing
 from headrace.runtime.store import LayerWidths, PageStore
 from headrace.runtime.weights import StreamedWeights
+
+_TIMED_EVERY = 7
+"""One load in so many is timed, where somebody asks: no number that loads of a layer come in."""
 
 
 @dataclass
@@ -92,6 +95,7 @@ class Loader:
         self._released = 0
         self._layers_done = -1
         self._done: dict[int, Event] = {}
+        self._timed: deque[tuple[Event, int]] | None = None
         self._copies: WeakKeyDictionary[Granule, dict[tuple[int, int], list[Copy]]] = (
             WeakKeyDictionary()
         )
@@ -163,6 +167,20 @@ class Loader:
         """Let the next step's loads of a layer start: the step's stores of it are started."""
         self._layers_done = layer
         self.start_loads()
+
+    def busy(self) -> Busy:
+        """Return how long some loads of the cache took that ended since the last call.
+
+        From the first call on one load in a few is timed. Nobody waits for those under way.
+        """
+        if self._timed is None:
+            self._timed = deque()
+        seconds, read_bytes = 0.0, 0
+        while self._timed and self._timed[0][0].happened:
+            event, size_bytes = self._timed.popleft()
+            seconds += event.took_s()
+            read_bytes += size_bytes
+        return Busy(seconds, read_bytes)
 
     def leave_weights(self) -> None:
         """Let weights come by themselves again: whoever runs the model next may have no program."""
@@ -274,7 +292,12 @@ class Loader:
         stored = self._last_store(operation.layer)
         after = [*after, *(event for event in (reader, stored) if event is not None)]
         copies = self._copies_of(granule, operation.layer, slot)
-        event = self._backend.transfer(operation.lane, copies, after)
+        number = loads.base + operation.load_number
+        if self._timed is not None and number % _TIMED_EVERY == 0:
+            event = self._backend.transfer(operation.lane, copies, after, timed=True)
+            self._timed.append((event, sum(copy.size_bytes for copy in copies)))
+        else:
+            event = self._backend.transfer(operation.lane, copies, after)
         loads.events[operation.load_number] = event
         self._recorder.note(loads.step, operation, event)
 

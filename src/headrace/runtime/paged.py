@@ -387,6 +387,10 @@ class PagedCache:
         """
         return Busy() if self._host is None else self._host.busy()
 
+    def link_busy(self) -> Busy:
+        """Return how long some of the loads took that ended since the last call: see ``Loader``."""
+        return self._loader.busy()
+
     def promote(self, rows: range, most: int) -> int:
         """Bring pages of some rows to the device, as far as its limit allows; return how many.
 

@@ -1,4 +1,4 @@
-"""The cores' share follows the rate at which they attend: fake cores, real predictions."""
+"""The cores' share follows the rates of cores and link: fake ones, real predictions."""
 
 import itertools
 from dataclasses import replace
@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from headrace.hardware.catalog import machine
-from headrace.hf.host_rate import HostRate, RateRules
+from headrace.hf.learnt_rates import LearntRates, RateRules, RecentRates
 from headrace.hf.replanning import Replanning, Rules
 from headrace.model.published import published_shape
 from headrace.plan.decision import Decider
 from headrace.plan.options import PlanOptions
 from headrace.plan.policies import Split
-from headrace.plan.replan import Replanner
+from headrace.plan.replan import Ratios, Replanner
 from headrace.plan.workload import Workload
 from headrace.runtime.lanes import Busy
 from headrace.runtime.pages import PageKind, PagePool
@@ -42,7 +42,7 @@ class FakeCache:
 
     def __init__(self, made):
         self.made = made
-        self.ratio = 1.0
+        self.ratio = self.link_ratio = 1.0
         self.noise = itertools.repeat(1.0)
         self.capacity = SimpleNamespace(page_bytes=1 << 20)
         self.layout = SimpleNamespace(
@@ -62,12 +62,23 @@ class FakeCache:
     def context(self):
         return KV_PAGES * self.layout.block_tokens // len(ROWS)
 
+    def rates(self):
+        split = Split(0.0, 1 - self.shares[-1], 0.0, self.shares[-1])
+        return self.actual.rates(len(ROWS), self.context, split)
+
     def host_busy(self):
         if not self.shares or self.shares[-1] == 0:
             return Busy()
-        split = Split(0.0, 1 - self.shares[-1], 0.0, self.shares[-1])
-        rate = self.made.with_host_rate(self.ratio).host_rate(len(ROWS), self.context, split)
-        return Busy(1.0, int(rate * next(self.noise)))
+        return Busy(1.0, int(self.rates().cores * next(self.noise)))
+
+    def link_busy(self):
+        if not self.shares or self.shares[-1] == 1:
+            return Busy()
+        return Busy(1.0, int(self.rates().link * next(self.noise)))
+
+    @property
+    def actual(self):
+        return self.made.with_ratios(Ratios(self.ratio, self.link_ratio))
 
     def run(self, replanning, steps):
         """Decode, and note the share of each step."""
@@ -75,8 +86,9 @@ class FakeCache:
             replanning.before_forward(ROWS, 1)
             self.shares.append(self.host_share)
 
-    def best(self, ratio):
-        return self.made.with_host_rate(ratio).hosted(len(ROWS), self.context, 0.0, 0.0)[0]
+    def best(self, ratio, link_ratio=1.0):
+        actual = self.made.with_ratios(Ratios(ratio, link_ratio))
+        return actual.hosted(len(ROWS), self.context, 0.0, 0.0)[0]
 
 
 @pytest.fixture(params=[PUBLISHED, MEASURED], ids=["published", "measured"])
@@ -92,7 +104,7 @@ def test_cores_at_a_third_of_their_rate_get_what_the_program_gives_them(cache):
     cache.ratio = 1 / 3
     cache.run(replanning, 20)
     assert cache.host_share == cache.best(1 / 3) < opened
-    assert replanning.host_ratio == pytest.approx(1 / 3, rel=0.01)
+    assert replanning.ratios.cores == pytest.approx(1 / 3, rel=0.01)
     assert replanning.changes == 1
     words = replanning.words()
     assert f"went from {100 * opened:.0f} % to {100 * cache.host_share:.0f} %" in words
@@ -102,6 +114,31 @@ def test_cores_at_a_third_of_their_rate_get_what_the_program_gives_them(cache):
     cache.run(replanning, 20)
     assert cache.host_share == cache.best(1.0) == opened
     assert replanning.changes == 2
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.7])
+def test_a_link_at_half_its_rate_leaves_the_cores_more(cache, ratio):
+    replanning = Replanning(cache, cache.made)
+    opened = cache.host_share
+    cache.run(replanning, 20)
+    cache.ratio, cache.link_ratio = ratio, 0.5
+    cache.run(replanning, 40)
+    assert cache.host_share == pytest.approx(cache.best(ratio, 0.5), abs=1 / 32)
+    assert cache.host_share > opened
+    assert replanning.ratios.link == pytest.approx(0.5, rel=0.05)
+    assert "the link loaded at" in replanning.words()
+
+
+def test_both_at_three_quarters_of_their_rates_leave_the_share(cache):
+    """The cores alone would have to be relieved: what is learnt of the link says otherwise."""
+    replanning = Replanning(cache, cache.made)
+    opened = cache.host_share
+    cache.ratio = cache.link_ratio = 0.75
+    cache.run(replanning, 40)
+    assert replanning.ratios.cores == pytest.approx(0.75, rel=0.05)
+    assert replanning.ratios.link == pytest.approx(0.75, rel=0.05)
+    assert cache.host_share == opened
+    assert cache.best(0.75) < opened
 
 
 def test_noise_changes_nothing(cache):
@@ -124,7 +161,7 @@ def test_another_rate_that_gains_nothing_leaves_the_share(cache):
     cache.ratio = 0.2
     cache.run(replanning, 40)
     assert len(set(cache.shares)) == 1
-    assert replanning.host_ratio == pytest.approx(0.2, rel=0.01)
+    assert replanning.ratios.cores == pytest.approx(0.2, rel=0.01)
 
 
 def slow_cache(ratio):
@@ -157,7 +194,7 @@ def test_trials_take_no_more_than_their_part_of_the_time():
     cache, replanning = slow_cache(0.004)
     cache.shares.clear()
     cache.run(replanning, 8000)
-    slow = cache.made.with_host_rate(0.004)
+    slow = cache.made.with_ratios(Ratios(0.004))
     seconds = [
         slow.step_s(len(ROWS), cache.context, Split(0.0, 1 - share, 0.0, share))
         for share in sorted(set(cache.shares))
@@ -186,16 +223,18 @@ def test_prompts_do_not_count():
     for _ in range(50):
         replanning.before_forward(ROWS, 7)
         cache.shares.append(cache.host_share)
-    assert replanning.host_ratio == 1.0
+    assert replanning.ratios == Ratios()
 
 
-def test_a_rate_is_the_median_of_steps_in_which_the_cores_did_something():
-    rate = HostRate(3)
-    assert rate.note(Busy(2.0, 20)) is None
-    assert rate.note(Busy()) is None
-    assert rate.note(Busy(1.0, 11)) is None
-    assert rate.note(Busy(1.0, 500)) == 11.0
-    assert rate.note(Busy(1.0, 500)) is None
+def test_a_rate_is_the_median_of_steps_in_which_there_was_something_to_do():
+    recent, none = RecentRates(3), Busy()
+    assert recent.note(none, Busy(2.0, 20)) is None
+    assert recent.note(none, none) is None
+    assert recent.note(Busy(1.0, 7), Busy(1.0, 11)) is None
+    assert recent.note(none, Busy(1.0, 500)) == LearntRates(7.0, 11.0)
+    assert recent.note(Busy(1.0, 8), none) is None
+    assert recent.note(Busy(1.0, 8), none) is None
+    assert recent.note(Busy(2.0, 80), none) == LearntRates(8.0, None)
 
 
 def test_dear_trials_are_rare():

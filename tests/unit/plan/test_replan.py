@@ -9,7 +9,7 @@ from headrace.plan.decision import Decider
 from headrace.plan.demands import Schedule
 from headrace.plan.options import PlanOptions
 from headrace.plan.policies import Policy, Split
-from headrace.plan.replan import Replanner
+from headrace.plan.replan import Ratios, Replanner
 from headrace.plan.step_work import PATHS
 from headrace.plan.workload import Workload
 
@@ -90,18 +90,58 @@ SHARED = replace(
 @pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0, 2.0])
 def test_the_ratio_of_the_cores_rate_is_found_from_the_rate_in_a_step(profile, hosted, ratio):
     made = replanner(OPT, profile, Workload(64, 1024, 32))
-    split = Split(0.0, 1 - hosted, 0.0, hosted)
-    rate = made.with_host_rate(ratio).host_rate(32, 1024, split)
-    assert rate <= made.with_host_rate(ratio).profile.host_attend_rate * (1 + 1e-9)
-    assert made.host_ratio(32, 1024, split, rate) == pytest.approx(ratio, rel=0.02)
+    where = 32, 1024, Split(0.0, 1 - hosted, 0.0, hosted)
+    slower = made.with_ratios(Ratios(ratio))
+    rate = slower.rates(*where).cores
+    assert rate <= slower.profile.host_attend_rate * (1 + 1e-9)
+    assert made.ratios(*where, cores=rate) == Ratios(pytest.approx(ratio, rel=0.02))
 
 
-def test_slower_cores_get_less():
+@pytest.mark.parametrize("profile", [A100, SHARED], ids=["published", "measured"])
+@pytest.mark.parametrize("hosted", [0.3, 0.7])
+@pytest.mark.parametrize("cores", [0.3, 1.0, 1.5])
+@pytest.mark.parametrize("link", [0.2, 0.7, 1.0])
+def test_both_ratios_are_found_from_the_rates_of_a_step(profile, hosted, cores, link):
+    made = replanner(OPT, profile, Workload(64, 1024, 32))
+    where = 32, 1024, Split(0.0, 1 - hosted, 0.0, hosted)
+    rates = made.with_ratios(Ratios(cores, link)).rates(*where)
+    assert rates.link <= link * A100.h2d_bytes_per_s * (1 + 1e-9)
+    found = made.ratios(*where, link=rates.link, cores=rates.cores)
+    again = made.with_ratios(found).rates(*where)
+    assert again == pytest.approx(rates, rel=0.03)
+
+
+def test_a_link_that_is_faster_beside_the_cores_is_never_faster_than_alone():
     made = replanner(OPT, SHARED, Workload(64, 1024, 32))
-    shares = [made.with_host_rate(one).hosted(32, 1024, 0.2, 0.0)[0] for one in (1, 0.5, 0.25, 0.1)]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] > shares[-1]
-    assert made.with_host_rate(1.0).profile.joint_rates == SHARED.joint_rates
+    where = 32, 1024, Split(0.0, 0.5, 0.0, 0.5)
+    found = made.ratios(*where, link=2 * A100.h2d_bytes_per_s)
+    assert found == Ratios(1.0, pytest.approx(1 / 0.9))
+    assert made.with_ratios(found).profile.joint_rates[0] == pytest.approx(A100.h2d_bytes_per_s)
+    slower = made.with_ratios(Ratios(1.0, 0.5)).profile
+    assert slower.h2d_bytes_per_s == pytest.approx(0.5 * A100.h2d_bytes_per_s)
+    assert slower.joint_rates[0] == pytest.approx(0.45 * A100.h2d_bytes_per_s)
+
+
+def test_what_was_not_seen_stays_as_it_is_known():
+    made = replanner(OPT, SHARED, Workload(64, 1024, 32))
+    where, known = (32, 1024, Split(0.0, 0.5, 0.0, 0.5)), Ratios(0.5, 0.8)
+    assert made.ratios(*where, known=known) == known
+    rates = made.with_ratios(known).rates(*where)
+    assert made.ratios(*where, link=rates.link, known=known).cores == 0.5
+
+
+def test_slower_cores_get_less_and_so_does_a_slower_link():
+    made = replanner(OPT, SHARED, Workload(64, 1024, 32))
+
+    def shares(of):
+        return [made.with_ratios(of(one)).hosted(32, 1024, 0.2, 0.0)[0] for one in (1, 0.5, 0.1)]
+
+    by_cores, by_link = shares(Ratios), shares(lambda ratio: Ratios(1.0, ratio))
+    assert by_cores == sorted(by_cores, reverse=True)
+    assert by_cores[0] > by_cores[-1]
+    assert by_link == sorted(by_link)
+    assert by_link[0] < by_link[-1]
+    assert made.with_ratios(Ratios()).profile.joint_rates == SHARED.joint_rates
 
 
 def test_a_path_that_may_not_be_taken_gets_nothing():

@@ -8,7 +8,7 @@ from headrace.hardware.catalog import machine
 from headrace.model.published import published_shape
 from headrace.plan.decision import Decider
 from headrace.plan.decode import decode_program
-from headrace.plan.demands import host_attention, host_rate, short_pages
+from headrace.plan.demands import attained_rates, host_attention, short_pages
 from headrace.plan.geometry import Geometry
 from headrace.plan.operations import Kind
 from headrace.plan.options import PlanOptions
@@ -59,7 +59,9 @@ def test_a_program_says_the_same_as_the_planner(page_tokens):
 def test_the_cores_rate_is_of_the_bytes_alone():
     values = {column: 1.0 for column, _, _ in StepWork(OPT, 64, 1024, 1024).columns("host")}
     rates = [
-        host_rate(StepWork(OPT, 64, 1024, 1024, page_tokens=tokens), SLOW, ("host",), values)
+        attained_rates(
+            StepWork(OPT, 64, 1024, 1024, page_tokens=tokens), SLOW, ("host",), values
+        ).cores
         for tokens in (16, 64)
     ]
     expected = SLOW.host_attend_rate * cores_s(CALLS, 16) / cores_s(SLOW, 16)
@@ -83,7 +85,7 @@ def test_pages_are_longer_where_short_ones_take_the_cores_time():
 
 
 def test_what_a_page_takes_goes_with_the_cores_rate():
-    assert SLOW.with_host_rate(0.5).host_page_s == pytest.approx(60e-9)
+    assert SLOW.with_rates(0.5).host_page_s == pytest.approx(60e-9)
     assert scaled(SLOW, ("host_attend_bytes_per_s",), 2.0).host_page_s == pytest.approx(15e-9)
     assert scaled(SLOW, ("h2d_bytes_per_s",), 2.0).host_page_s == SLOW.host_page_s
     assert scaled(CALLS, ("host_attend_bytes_per_s",), 2.0).host_page_s is None
