@@ -167,7 +167,9 @@ class _Simulation:
 
     def _planned(self, method: Method) -> Simulated:
         """Simulate what the planner chooses."""
-        plan = Planner(self.shape, self.case.workload, self.profile, self._options(method)).plan()
+        workload = self.case.workload
+        options = self._options(method, workload.prompt_len)
+        plan = Planner(self.shape, workload, self.profile, options).plan()
         if method is not Method.AUTO_FREE:
             plan = replace(plan, weights_streamed=self._weights_streamed)
 
@@ -256,10 +258,11 @@ class _Simulation:
 
     def _decided(self, method: Method, workload: Workload) -> Decision:
         """Return what the linear program decides under the method's policy."""
-        decider = Decider(self.shape, workload, self.profile, self._options(method))
+        options = self._options(method, workload.prompt_len)
+        decider = Decider(self.shape, workload, self.profile, options)
         return decider.decide(_POLICIES[method][0], self._schedule)
 
-    def _options(self, method: Method) -> PlanOptions:
+    def _options(self, method: Method, prompt_len: int) -> PlanOptions:
         policy, paths = _POLICIES[method]
         if method is Method.AUTO_FREE:
             return PlanOptions.checked(paths=paths)
@@ -270,7 +273,7 @@ class _Simulation:
             paths=paths,
             schedule=self._schedule,
             gpu_memory_bytes=self._staging_budget_bytes,
-            prefill_tokens=self._batch_rows * self.case.workload.prompt_len,
+            prefill_tokens=self._batch_rows * prompt_len,
         )
 
     @property
