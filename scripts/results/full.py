@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ simulation of the same program with the profile's rates, made before; *bound* th
 rates allow for the work of that policy. *Over stream* and *over kvpr* say how many times as fast a
 step is. The link's rate is while it is busy, as a share of the profile's. *Tokens* compares the
 first tokens with the plain model's in the same run; errors are shares of the logits' range."""
+_OF_ALL = """Made by `make results`, likewise. A visit is one session on one machine; what all of
+them come to is on the [results page](../results.md)."""
 _CHECKS = {
     "exactness": "Exactness on small models, audited on this machine",
     "weights": "Exactness with streamed weights",
@@ -42,11 +44,30 @@ def full_pages(files: Files) -> dict[str, str]:
         if is_check(data) and file.parent.as_posix() in parts:
             parts[file.parent.as_posix()].extend(_check(file, data))
     pages = {name: _text(*lines) for name, lines in parts.items()}
+    pages["README"] = _text("# Every run of each visit", _OF_ALL, _list_of(runs_of(files)))
     if studies := [(file, data) for file, data in files.items() if "studies" in data]:
         pages[SIMULATED] = _text(
             "# Simulated", *(words for one in studies for words in simulated(*one))
         )
     return pages
+
+
+def _list_of(runs: Iterable[Run]) -> str:
+    """Return a row for each page: what ran, where, when, and of which works."""
+    pages: dict[str, list[Run]] = {}
+    for run in runs:
+        pages.setdefault(run.page, []).append(run)
+    rows = [
+        [
+            f"[{name}]({name}.md)",
+            some[0].origin,
+            some[0].machine,
+            min(run.date for run in some)[:10],
+            ", ".join(dict.fromkeys(run.name for run in some)),
+        ]
+        for name, some in sorted(pages.items())
+    ]
+    return table(["page", "how", "machine", "when", "works"], rows)
 
 
 def _text(*parts: str) -> str:

@@ -47,7 +47,7 @@ def machines_table(runs: Sequence[Run], files: Files) -> str:
         host = f"{where['cpu']}, {where['cpu_cores']} cores"
         groups.setdefault((run.origin, where["gpu"] or "none", host), []).append(run)
     rows = [
-        [how, gpu, host, str(len(group)), _dates(group), _pages(group)]
+        [how, gpu, host, str(len(group)), _dates(group), _number_of_pages(group)]
         for (how, gpu, host), group in groups.items()
     ]
     if any("studies" in data for data in files.values()):
@@ -61,7 +61,7 @@ def machines_table(runs: Sequence[Run], files: Files) -> str:
                 f"[{SIMULATED}]({_FOLDER}/{SIMULATED}.md)",
             ]
         )
-    return table(["how", "GPU", "host", "runs", "when", "every run of each visit"], rows)
+    return table(["how", "GPU", "host", "runs", "when", "pages"], rows)
 
 
 def _dates(runs: Sequence[Run]) -> str:
@@ -69,8 +69,8 @@ def _dates(runs: Sequence[Run]) -> str:
     return " to ".join(dict.fromkeys(days))
 
 
-def _pages(runs: Sequence[Run]) -> str:
-    return ", ".join(dict.fromkeys(map(page_link, runs)))
+def _number_of_pages(runs: Sequence[Run]) -> str:
+    return f"[{len({run.page for run in runs})}]({_FOLDER}/README.md)"
 
 
 def steps_table(works: Sequence[Work]) -> str:

@@ -24,12 +24,14 @@ def test_pages_pictures_and_the_tables_of_other_pages_are_up_to_date():
 
 def test_every_run_has_its_page_and_the_results_page_leads_to_it():
     text = (ROOT / GENERATED).read_text("utf-8")
+    visits = (ROOT / PAGES / "README.md").read_text("utf-8")
+    assert "](results/README.md)" in text
     runs = list(runs_of(load(ROOT / RESULTS)))
     assert runs
     for run in runs:
         page = PAGES / f"{run.page}.md"
         assert (ROOT / page).is_file()
-        assert f"](results/{run.page}.md" in text
+        assert f"]({run.page}.md)" in visits
     for work in works_of(runs):
         assert f"### {work.machine}" in text or work.typical.of_first_schema
 
@@ -60,7 +62,7 @@ def lines(text, start):
 
 def test_a_new_folder_is_taken_in(files):
     text = Page({**files, NEW: second_schema()}, "{{ machines }}\n\n{{ measured }}").text()
-    assert "[new](results/new.md)" in text
+    assert "[1](results/README.md)" in text
     (steps,) = lines(text, "| [opt-6.7b-24gib](results/new.md#opt-67b-24gib) |")
     assert "| opt-6.7b, 64 × 1,024, 24.0 GiB |" in steps
     assert steps.endswith("| 268.0 | 2.57 × | 65 % | -34 % | new |")
