@@ -34,7 +34,7 @@ class CountingGraph(OpGraph):
 def rows_cache(model, policy="resident", recompute=None, host=None):
     options = CacheOptions.checked(policy, None, None, recompute, host, None, poison=True)
     cache = RowsCache(model, Workload(6, 40, 20), options)
-    cache._replays = Replays(cache._run_instead, CPU, new_graph=CountingGraph)
+    cache._replays = Replays(cache._run_instead, CPU, 9, new_graph=CountingGraph)
     return cache
 
 
@@ -96,6 +96,16 @@ def test_only_so_many_are_kept(monkeypatch):
         for rows in (1, 1, 2, 2, 1, 3, 3):
             life.decode(range(rows))
         assert list(cache._replays._kept) == [1, 3]
+
+
+def test_those_kept_are_of_few_rows_together():
+    with rows_cache(shared_model("llama")) as cache:
+        cache._replays._most_rows = 2
+        life = Life("llama", cache, 12)
+        life.admit([1, 2, 3], 20, None)
+        for rows, kept in ((1, []), (1, [1]), (2, [1]), (2, [1, 2]), (3, [1, 2]), (3, [2, 3])):
+            life.decode(range(rows))
+            assert list(cache._replays._kept) == kept
 
 
 def test_a_model_that_waits_for_the_device_is_run_as_it_is():

@@ -110,7 +110,7 @@ class Batcher:
         self._options = options
         self._end_tokens = end_tokens
         self._max_rows = max_rows
-        self._prefill_tokens = prefill_tokens
+        self._asked_tokens = prefill_tokens
         self._cache: RowsCache | None = None
         self._waiting: deque[Sample] = deque()
         self._roster = Roster()
@@ -183,8 +183,6 @@ class Batcher:
         """
         if self._cache is None:
             self._cache = self._open()
-            if self._prefill_tokens is None:
-                self._prefill_tokens = self._cache.prefill_tokens
         return self._cache
 
     def _open(self) -> RowsCache:
@@ -198,7 +196,8 @@ class Batcher:
         while True:
             try:
                 workload = Workload(rows, prompt_len, generate_len)
-                return RowsCache(self._model, workload, self._options)
+                asked = self._asked_tokens
+                return RowsCache(self._model, workload, self._options, prefill_tokens=asked)
             except MemoryBudgetError:
                 if rows <= fewest:
                     raise
@@ -225,8 +224,7 @@ class Batcher:
             return Step(self._fail_longest(error), 0)
         cache = self.cache
         roster = self._roster
-        assert self._prefill_tokens is not None
-        rows, tokens = roster.next_forward(self._prefill_tokens, self._prompts_next)
+        rows, tokens = roster.next_forward(cache.prefill_tokens, self._prompts_next)
         decoded = len(rows) if rows.start < roster.decoding else 0
         self._prompts_next = decoded > 0
         following = None if decoded else range(roster.decoding) or None
@@ -336,17 +334,17 @@ class Batcher:
         room, the first request fails.
         """
         assert self._cache is not None
-        assert self._prefill_tokens is not None
-        rows, running = self._cache.capacity, self._roster.clear()
+        rows, tokens = self._cache.capacity, self._cache.prefill_tokens
+        running = self._roster.clear()
         self.close()
         for sample in running:
             sample.cached = 0
         self._waiting.extendleft(reversed(running))
         first = self._waiting[0]
-        if rows <= len(first.indices) and self._prefill_tokens <= _FEWEST_PROMPT_TOKENS:
+        if rows <= len(first.indices) and tokens <= _FEWEST_PROMPT_TOKENS:
             return self._fail(first, error)
         self._rows_at_once = max(1, rows // 2)
-        self._prefill_tokens = max(_FEWEST_PROMPT_TOKENS, self._prefill_tokens // 2)
+        self._asked_tokens = max(_FEWEST_PROMPT_TOKENS, tokens // 2)
         return []
 
     def _fail_longest(self, error: MemoryBudgetError) -> list[Update]:

@@ -58,6 +58,10 @@ class LearntRates:
     link: float | None
     cores: float | None
 
+    def at_most(self, link: float) -> LearntRates:
+        """Return the same, with a link that is no faster than so many bytes a second."""
+        return self if self.link is None else LearntRates(min(self.link, link), self.cores)
+
 
 class RecentRates:
     """The rates of the newest steps.

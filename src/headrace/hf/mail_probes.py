@@ -166,7 +166,12 @@ class _Layer:
 
     def _attention(self, *, hosted: bool) -> LayerAttention:
         table = self._tables[hosted]
-        return LayerAttention(self._query, 0, table, self._scoring, _WORKSPACE_BYTES, self._results)
+        return LayerAttention(
+            *(self._query, 0, table, self._scoring),
+            workspace_bytes=_WORKSPACE_BYTES,
+            results_bytes=_WORKSPACE_BYTES,
+            results=self._results,
+        )
 
     def _merged(self, attention: LayerAttention) -> Tensor:
         attention.add_new(self._new)

@@ -14,7 +14,7 @@ from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attachment import Attachment
 from headrace.hf.machine import machine_profile
-from headrace.hf.set_aside import SetAside, scores_bytes, set_aside
+from headrace.hf.set_aside import SetAside, results_bytes, scores_bytes, set_aside
 from headrace.hf.shape import model_shape
 from headrace.model.shape import ModelShape
 from headrace.plan.demands import PATHS
@@ -28,7 +28,7 @@ from headrace.runtime.settings import CacheSettings
 from headrace.runtime.store import LayerWidths
 from headrace.units import format_bytes, parse_bytes
 
-FEWEST_PROMPT_TOKENS = 1024
+PROMPT_TOKENS_WITHOUT_BUDGET = 1024
 """Tokens of prompts that go through the model at once where no budget of memory says less."""
 
 _REBUILDING = (Policy.RECOMPUTE, Policy.KVPR)
@@ -166,11 +166,11 @@ def plan_cache(
         policy, split = _plain_split(policy, options)
         on_host = split.stream + split.host
         host_share = split.host / on_host if on_host else 0.0
-        in_parts = workload.prompt_len > FEWEST_PROMPT_TOKENS
+        part = prefill_tokens or PROMPT_TOKENS_WITHOUT_BUDGET
         geometry = choose_geometry(
             *(shape, workload.rows, workload.mean_context, split),
             policy=policy,
-            least_bytes=prompt_granule_bytes(shape, FEWEST_PROMPT_TOKENS) if in_parts else 0.0,
+            least_bytes=prompt_granule_bytes(shape, part) if part < workload.prompt_len else 0.0,
         )
     settings = CacheSettings(
         shape=shape,
@@ -186,6 +186,7 @@ def plan_cache(
         resident_pages=resident_pages,
         host_share=host_share,
         workspace_bytes=scores_bytes(options.gpu_memory_bytes),
+        results_bytes=results_bytes(options.gpu_memory_bytes),
         host_memory_bytes=_left_on_host(attachment, options),
         poison=options.poison,
     )

@@ -28,6 +28,9 @@ from headrace.runtime.paged import PagedCache
 from headrace.runtime.pages import PageKind
 from headrace.units import format_rate
 
+_MOST_LONGER = 8
+"""So many times as many steps make a rate, at the most, after some changes."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -89,6 +92,7 @@ class Replanning:
         self._trying = 0
         self._idle_steps = 0
         self._wait_steps = self.rules.rate.try_every
+        self._unseen, self._most_unseen = 0, self.rules.rate.try_every // self.rules.rate.steps
 
     def before_forward(self, rows: range, inputs: int) -> None:
         """Take note of the forward before this one, and look at the batch if it is time to.
@@ -143,19 +147,41 @@ class Replanning:
                 self._trying = 0
         if learnt is None:
             return
+        learnt = learnt.at_most(link=self._profiled.profile.h2d_bytes_per_s)
         where = batch.rows, batch.context, batch.split
         expected = self._replanner.rates(*where)
         if rules.differ(learnt.cores, expected.cores) or rules.differ(learnt.link, expected.link):
-            self.ratios = self._profiled.ratios(
+            found = self._profiled.ratios(
                 *where, link=learnt.link, cores=learnt.cores, known=self.ratios
             )
-            self._replanner = self._profiled.with_ratios(self.ratios)
-            self._seen = learnt, expected
+            self._use_ratios(found, (learnt, expected))
+        self._forget_slow_link(learnt)
+
+    def _forget_slow_link(self, learnt: LearntRates) -> None:
+        """Take a slow link that nothing goes through any more for as fast as its profile says.
+
+        Else it would never be seen again. Each time the next is twice as far away.
+        """
+        if learnt.link is not None or self.ratios.link >= 1:
+            self._unseen = 0
+            return
+        self._unseen += 1
+        if self._unseen >= self._most_unseen:
+            self._unseen, self._most_unseen = 0, 2 * self._most_unseen
+            self._use_ratios(Ratios(self.ratios.cores), None)
+
+    def _use_ratios(self, ratios: Ratios, seen: tuple[LearntRates, AttainedRates] | None) -> None:
+        """Predict with other ratios from now on, and keep why."""
+        if ratios != self.ratios:
+            self.ratios, self._seen = ratios, seen
+            self._replanner = self._profiled.with_ratios(ratios)
 
     def _use_share(self, share: float, steps: int | None = None) -> None:
         """Let the cores attend to a share of the K/V on the host, and learn the rates anew."""
         self._paged.host_share = share
-        self._recent = RecentRates(self.rules.rate.steps if steps is None else steps)
+        # Whoever has changed often looks longer before the next change.
+        usual = self.rules.rate.steps * min(_MOST_LONGER, 1 + self.changes)
+        self._recent = RecentRates(usual if steps is None else steps)
 
     def _batch(self, rows: range) -> CachedBatch | None:
         """Return the batch as it is in the cache; None where no page is in use."""
@@ -188,8 +214,8 @@ class Replanning:
 
     def _change(self, share: float, before: float) -> None:
         """Change the cores' share of the K/V on the host, and note why."""
-        self._use_share(share)
         self.changes += 1
+        self._use_share(share)
         self._idle_steps, self._wait_steps = 0, self.rules.rate.try_every
         if self._seen is not None and share != before:
             self._words = (
@@ -221,7 +247,8 @@ class Replanning:
         if batch is None or pages == 0:
             return
         now_s = batch.step_s(self._replanner)
-        if not self._pays(now_s, batch.hosted(self._profiled)[1], 0.0):
+        recovered = self._profiled.with_ratios(Ratios(link=self.ratios.link))
+        if not self._pays(now_s, batch.hosted(recovered)[1], 0.0):
             return
         share = max(1 / HOST_SHARES, 1 / pages)
         rules = self.rules.rate

@@ -32,7 +32,10 @@ _BEFORE = 2
 """Forwards of so many rows come before theirs is recorded."""
 
 MOST_KEPT = 4
-"""Numbers of rows whose forwards are kept."""
+"""Numbers of rows whose forwards are kept, at the most."""
+
+KEPT_ROWS = 2
+"""All of them together are of at most so many times as many rows as there may be."""
 
 _PASSING = 4
 """Tensors of a layer's inner width, and of the model's, that exist at once."""
@@ -52,8 +55,8 @@ RunModel = Callable[[Tensor, Tensor, DecodeLayer], Tensor]
 def replay_bytes(shape: ModelShape, rows: int) -> int:
     """Return about the most device memory that recorded forwards of up to so many rows take.
 
-    Each keeps the queries, keys and values of its layers, and its logits; in one pool, all of them
-    have what passes through a layer.
+    Each keeps the queries, keys and values of its layers, and its logits, ``KEPT_ROWS`` times those
+    of all rows together; in one pool, all of them have what passes through a layer.
 
     Args:
         shape: the model.
@@ -62,7 +65,7 @@ def replay_bytes(shape: ModelShape, rows: int) -> int:
     per_row = sum((one.num_heads + 2 * one.num_kv_heads) * one.head_dim for one in shape.layers)
     passing = _PASSING * (shape.d_model + shape.d_ff)
     logits = shape.vocab_size * _LOGIT_BYTES
-    return rows * (MOST_KEPT * (per_row * shape.dtype_bytes + logits) + passing * shape.dtype_bytes)
+    return rows * (KEPT_ROWS * (per_row * shape.dtype_bytes + logits) + passing * shape.dtype_bytes)
 
 
 class Graph(Protocol):
@@ -221,6 +224,7 @@ class Replays:
     Args:
         run: runs the model.
         device: its device.
+        most_rows: rows that there may be.
         reason: why nothing is to be recorded, or None.
         new_graph: makes an empty graph; None: CUDA's, on a GPU.
 
@@ -232,6 +236,7 @@ class Replays:
         self,
         run: RunModel,
         device: torch.device,
+        most_rows: int,
         reason: str | None = None,
         new_graph: Callable[[], Graph] | None = None,
     ) -> None:
@@ -239,6 +244,7 @@ class Replays:
         self._new_graph = new_graph or self._cuda_graph
         self._run = run
         self._device = device
+        self._most_rows = most_rows
         self._seen: Counter[int] = Counter()
         self._kept: OrderedDict[int, RecordedForward] = OrderedDict()
         self._pool: Any = None
@@ -256,6 +262,7 @@ class Replays:
         self._seen[rows] += 1
         if self.reason is not None or self._seen[rows] < _BEFORE:
             return None
+        self._make_room(rows)
         try:
             made = self._record(rows)
         except (NotReplayableError, RuntimeError) as error:
@@ -263,10 +270,14 @@ class Replays:
             self._kept.clear()
             return None
         self._kept[rows] = made
-        while len(self._kept) > MOST_KEPT:
+        return made
+
+    def _make_room(self, rows: int) -> None:
+        """Forget the forwards that were used longest ago, for one of so many rows."""
+        most = KEPT_ROWS * max(rows, self._most_rows)
+        while self._kept and (len(self._kept) >= MOST_KEPT or sum(self._kept) + rows > most):
             forgotten, _ = self._kept.popitem(last=False)
             self._seen[forgotten] = 0
-        return made
 
     def _record(self, rows: int) -> RecordedForward:
         """Record the forward of so many rows, and check it."""

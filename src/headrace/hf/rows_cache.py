@@ -17,7 +17,7 @@ from headrace.errors import ConfigurationError, UnsupportedModelError
 from headrace.hf.attached_cache import AttachedCache
 from headrace.hf.attachment import Attachment, DecodeLayer
 from headrace.hf.memory_errors import memory_errors
-from headrace.hf.planning import FEWEST_PROMPT_TOKENS, CacheOptions
+from headrace.hf.planning import PROMPT_TOKENS_WITHOUT_BUDGET, CacheOptions
 from headrace.hf.replay import RecordedForward, Replays
 from headrace.plan.policies import Split
 from headrace.plan.workload import Workload
@@ -54,6 +54,8 @@ class RowsCache(AttachedCache):
             of what they generate: what is planned for, and what memory is taken for now.
         options: what is asked of the cache.
         record: whether forwards may be recorded, to be replayed.
+        prefill_tokens: most tokens of prompts in a forward, for which memory is planned; None: as
+            many as the plan chooses.
 
     Raises:
         MemoryBudgetError: the workload does not fit the budgets.
@@ -61,7 +63,13 @@ class RowsCache(AttachedCache):
     """
 
     def __init__(
-        self, model: nn.Module, workload: Workload, options: CacheOptions, *, record: bool = True
+        self,
+        model: nn.Module,
+        workload: Workload,
+        options: CacheOptions,
+        *,
+        record: bool = True,
+        prefill_tokens: int | None = None,
     ) -> None:
         accepted = inspect.signature(model.forward).parameters
         if "position_ids" not in accepted:
@@ -72,6 +80,7 @@ class RowsCache(AttachedCache):
         with memory_errors():
             super().__init__(model, options)
         self._workload = workload
+        self._asked_tokens = prefill_tokens
         self._device = next(model.parameters()).device
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._forward: _Forward | None = None
@@ -79,13 +88,13 @@ class RowsCache(AttachedCache):
         reason = "its weights move" if self._attachment.placed is not None else None
         if not record:
             reason = "it was not to be recorded"
-        self._replays = Replays(self._run_instead, self._device, reason)
+        self._replays = Replays(self._run_instead, self._device, workload.rows, reason)
         self._replayed = self._replays.reason is None
         self.capacity = workload.rows
         """Rows that there is room for on the device."""
         try:
             with torch.inference_mode(False), torch.no_grad(), memory_errors():
-                self._open(workload, self._device)
+                self._open(workload, self._device, prefill_tokens)
                 self.paged.select([])
         except BaseException:
             self.close()
@@ -125,10 +134,14 @@ class RowsCache(AttachedCache):
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens of prompts that there is memory for in a forward: under a budget, as planned."""
+        """Tokens of prompts that there is memory for in a forward: under a budget, as planned.
+
+        Without one, as many as were asked for.
+        """
         planned = 0 if self.plan is None else self.plan.prefill_tokens
-        limited = self.plan is not None and self._options.gpu_memory_bytes is not None
-        return max(1, planned) if limited else max(FEWEST_PROMPT_TOKENS, planned)
+        if self.plan is not None and self._options.gpu_memory_bytes is not None:
+            return max(1, planned)
+        return self._asked_tokens or max(PROMPT_TOKENS_WITHOUT_BUDGET, planned)
 
     def fits(self, rows: Sequence[RowNeed]) -> bool:
         """Return whether host memory suffices for all of some rows until all of them have ended."""

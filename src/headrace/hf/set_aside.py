@@ -22,11 +22,14 @@ stream that it is called on, and some for reductions."""
 INDEX_BYTES = 40
 """For each token that is cached: what is kept of its place and its position."""
 
-_MOST_SCORES = 1 << 28
-"""Bytes of attention scores that exist at once."""
+_MOST_RESULTS = 1 << 28
+"""Bytes of partial results of attention that exist at once; those of decode steps are planned."""
+
+_MOST_SCORES = 1 << 26
+"""Bytes of attention scores that exist at once, under a budget: few steps need any."""
 
 _SCORES_SHARE = 64
-"""They take at most one part in so many of a budget."""
+"""Both take at most one part in so many of a budget."""
 
 _SCORE_COPIES = 2
 """Scores, and what is made from them before they are let go of."""
@@ -35,8 +38,15 @@ _SCORE_COPIES = 2
 def scores_bytes(budget_bytes: int | None) -> int:
     """Return the most bytes of attention scores that may exist at once."""
     if budget_bytes is None:
-        return _MOST_SCORES
+        return _MOST_RESULTS
     return max(1, min(_MOST_SCORES, budget_bytes // _SCORES_SHARE))
+
+
+def results_bytes(budget_bytes: int | None) -> int:
+    """Return the most bytes of a layer's partial results that may exist at once."""
+    if budget_bytes is None:
+        return _MOST_RESULTS
+    return max(1, min(_MOST_RESULTS, budget_bytes // _SCORES_SHARE))
 
 
 def scratch_bytes(budget_bytes: int) -> int:

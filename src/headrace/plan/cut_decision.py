@@ -187,16 +187,26 @@ class CutDecider:
         optimum, tokens = optimise(work, self.profile, limits, choice), self.prefill_tokens()
         if optimum is None:
             return None
-        more = self.prefill_tokens(True) if optimum.weights_streamed > 0 else tokens
-        few_bytes = forward_bytes(self.shape, self.workload, tokens)
-        while more > tokens:
-            more_bytes = forward_bytes(self.shape, self.workload, more) - few_bytes
-            left = replace(limits, gpu_left=limits.gpu_left - more_bytes)
-            again = optimise(work, self.profile, left, choice)
-            if again is not None:
-                return self._rounded(policy, schedule, geometry, again, more)
-            more = fewer_tokens(self.workload, more)
+        if optimum.weights_streamed > 0 and not limits.lacking:
+            for more, left in self._with_more_for_prompts(limits):
+                again = optimise(work, self.profile, left, choice)
+                if again is not None:
+                    found = self._rounded(policy, schedule, geometry, again, more)
+                    if found.fits:
+                        return found
         return self._rounded(policy, schedule, geometry, optimum, tokens)
+
+    def _with_more_for_prompts(self, limits: MemoryLimits) -> Iterator[tuple[int, MemoryLimits]]:
+        """Yield more tokens of prompts than are counted already, and what they leave; most first.
+
+        Where weights are streamed every forward brings them anew.
+        """
+        tokens, more = self.prefill_tokens(), self.prefill_tokens(True)
+        counted = forward_bytes(self.shape, self.workload, tokens)
+        while more > tokens:
+            taken = forward_bytes(self.shape, self.workload, more) - counted
+            yield more, replace(limits, gpu_left=limits.gpu_left - taken)
+            more = fewer_tokens(self.workload, more)
 
     def prefill_tokens(self, streams_weights: bool = False) -> int:
         """Return how many tokens of prompts go through the model at once.
@@ -205,7 +215,7 @@ class CutDecider:
             streams_weights: whether weights are streamed; then it is more, if memory suffices.
         """
         if self.options.prefill_tokens is not None:
-            return min(self.options.prefill_tokens, self.workload.rows * self.workload.prompt_len)
+            return self.options.prefill_tokens
         return prefill_tokens(
             self.shape,
             self.workload,
@@ -217,7 +227,7 @@ class CutDecider:
     @property
     def least_granule_bytes(self) -> int:
         """Bytes that a granule has at least: 0, unless prompts come in parts."""
-        tokens = self.prefill_tokens()
+        tokens = self.prefill_tokens(bool(self.options.weights_streamed))
         in_parts = tokens < self.workload.prompt_len
         return prompt_granule_bytes(self.shape, tokens) if in_parts else 0
 

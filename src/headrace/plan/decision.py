@@ -50,6 +50,11 @@ class Decider(CutDecider):
             found.append(self.at(policy, schedule, geometry))
             if sum(one.fits for one in found) > _DECIDED:
                 break
+        if self.least_granule_bytes and not any(one.fits for one in found):
+            # Prompts in parts then take more calls.
+            rows, context = self.workload.rows, self.workload.mean_context
+            smallest = choose_geometry(self.shape, rows, context, nominal, 0.0, policy=policy)
+            found.append(self.at(policy, schedule, smallest))
         fitting = [one for one in found if one.fits]
         if not fitting:
             return min(found, key=lambda one: one.lacking_bytes)

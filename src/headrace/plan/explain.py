@@ -38,7 +38,6 @@ ITEM_NAMES = {
     "staging": "staging",
     "store_ring": "buffers of stores",
     "rebuild_workspace": "workspace of rebuilding",
-    "prompt_pages": "earlier parts of a prompt",
     "tail": "tail of newest tokens",
     "logits": "logits",
     "forward": "workspace of the forward pass",

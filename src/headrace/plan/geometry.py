@@ -296,7 +296,8 @@ class _Cut:
         else:
             wanted, most = layer_bytes * self.shape.full_layers / GRANULES_PER_STEP, layer_bytes
         usual = min(max(wanted, SMALLEST_GRANULE_BYTES), LARGEST_GRANULE_BYTES, most)
-        return max(usual, self.least_bytes)
+        least = min(self.least_bytes, most) if self.policy is Policy.KVPR else self.least_bytes
+        return max(usual, least)
 
     def of(self, granule_bytes: float, slots: int, block_tokens: int | None = None) -> Geometry:
         """Return the geometry of granules of about a size."""

@@ -150,9 +150,6 @@ def gpu_items(
     items["store_ring"] = STORE_SLOTS * geometry.granule_bytes if staged else 0
     items["rebuild_workspace"] = geometry.workspace_bytes(shape) if placement.recompute else 0
     items["tail"] = geometry.tail_bytes(shape, rows) if staged else 0
-    if prefill_tokens is not None and prefill_tokens < workload.prompt_len and staged:
-        # Pages of the device, gathered, and a row's keys and values one behind the other.
-        items["prompt_pages"] = 2 * geometry.granule_bytes
     return items
 
 

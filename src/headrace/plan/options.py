@@ -102,6 +102,8 @@ class PlanOptions:
             raise ConfigurationError(
                 f"weights_streamed is {weights_streamed}; allowed are fractions from 0 to 1"
             )
+        if prefill_tokens is not None and prefill_tokens < 1:
+            raise ConfigurationError(f"prefill_tokens is {prefill_tokens}; allowed is 1 or more")
         for setting, value in budgets.items():
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{setting} is {value} bytes; it must be above 0")

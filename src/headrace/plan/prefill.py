@@ -54,10 +54,10 @@ class _Part:
 def prefill_s(plan: Plan, shape: ModelShape, profile: HardwareProfile) -> float:
     """Return what a plan's prefill takes.
 
-    Where prompts come in parts, a row's are as long as another's, and one is simulated.
+    Where prompts come in parts, a row's are as long as another's, and row-by-row one is simulated.
     """
     rows = plan.workload.rows
-    if plan.prefill_tokens >= plan.workload.prompt_len:
+    if plan.prefill_tokens >= plan.workload.prompt_len or plan.schedule is Schedule.COLUMN:
         rows = 1
     else:
         plan = replace(plan, workload=replace(plan.workload, rows=1, batches=1))

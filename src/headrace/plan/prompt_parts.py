@@ -83,7 +83,7 @@ def _busy_tokens(shape: ModelShape, workload: Workload, profile: HardwareProfile
 
 
 def _whole(workload: Workload, tokens: int) -> int:
-    """Return at most so many tokens: as many whole prompts, or a prompt's parts of one size."""
+    """Return about so many tokens: as many whole prompts, or a prompt's parts of one size."""
     prompt_len = workload.prompt_len
     if tokens >= prompt_len:
         return min(workload.rows, tokens // prompt_len) * prompt_len

@@ -35,7 +35,6 @@ _GPU_ITEMS = {
     "staging": ("staging: what comes through the link", LOOKS["load_kv"]),
     "store_ring": ("staging: what goes to the host", LOOKS["store_kv"]),
     "rebuild_workspace": ("K/V being rebuilt", LOOKS["rebuild"]),
-    "prompt_pages": ("earlier parts of a prompt", _OTHER),
     "forward": ("forward pass at its peak", _FORWARD),
     "logits": ("logits", LOOKS["dense"]),
 }

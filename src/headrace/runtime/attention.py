@@ -103,6 +103,7 @@ def attend(
         scoring: scale, soft cap. (A window must be part of ``visible``.)
         visible: bool, broadcastable to ``[N, H, G, K]``; None when every key is visible.
     """
+    # On a CPU the fused kernel is made for many queries, and these may be few.
     fused = query_NHGD.is_cuda and is_fused(query_NHGD)
     if scoring.softcap is None and visible is None and fused:
         return Partial(*attend_all(query_NHGD, key_NHKD, value_NHKD, scoring.scale))
@@ -158,7 +159,7 @@ class Accumulator:
             rows: int64; which rows ``part`` is of, if not of all.
         """
         if rows is None or rows.numel() == self._total.shape[0]:
-            self._add_to_all(part)
+            _merge_into(self.result(), part)
             return
         old = Partial(self._output[rows], self._maximum[rows], self._total[rows])
         merged = merge([old, part])
@@ -166,14 +167,10 @@ class Accumulator:
         self._maximum[rows] = merged.maximum
         self._total[rows] = merged.total
 
-    def _add_to_all(self, part: Partial) -> None:
-        """Merge in place: of many queries, nothing may exist more often than it must."""
-        maximum = torch.maximum(self._maximum, part.maximum)
-        finite = maximum.masked_fill(maximum == float("-inf"), 0.0)
-        kept, added = (torch.exp(one - finite) for one in (self._maximum, part.maximum))
-        self._output.mul_(kept.unsqueeze(-1)).addcmul_(part.output, added.unsqueeze(-1))
-        self._total.mul_(kept).addcmul_(part.total, added)
-        self._maximum = maximum
+    def add_to_row(self, part: Partial, row: int) -> None:
+        """Add attention of one row ``[1, ...]`` over further keys."""
+        some = slice(row, row + 1)
+        _merge_into(Partial(self._output[some], self._maximum[some], self._total[some]), part)
 
     def result(self) -> Partial:
         """Return the merged, still unnormalised attention."""
@@ -182,6 +179,16 @@ class Accumulator:
     def output(self, dtype: torch.dtype) -> Tensor:
         """Return the normalised output ``[B, H, G, D]`` (0 where nothing was visible)."""
         return normalised(self.result(), dtype)
+
+
+def _merge_into(sums: Partial, part: Partial) -> None:
+    """Merge in place: of many queries, nothing may exist more often than it must."""
+    maximum = torch.maximum(sums.maximum, part.maximum)
+    finite = maximum.masked_fill(maximum == float("-inf"), 0.0)
+    kept, added = (torch.exp(one - finite) for one in (sums.maximum, part.maximum))
+    sums.output.mul_(kept.unsqueeze(-1)).addcmul_(part.output, added.unsqueeze(-1))
+    sums.total.mul_(kept).addcmul_(part.total, added)
+    sums.maximum.copy_(maximum)
 
 
 def merge(parts: list[Partial]) -> Partial:

@@ -71,6 +71,7 @@ class LayerWork:
         attend_new: adds the attention to what is on the device anyway.
         store: starts the layer's stores.
         into: where the output is best written, in the queries' shape, or None.
+        is_prompt: whether the queries are a prompt's, and many.
     """
 
     query: Tensor
@@ -78,6 +79,7 @@ class LayerWork:
     attend_new: Callable[[LayerAttention], None]
     store: Callable[[], None]
     into: Tensor | None = None
+    is_prompt: bool = False
 
 
 class Conveyor:
@@ -92,6 +94,7 @@ class Conveyor:
         last_store: event of the end of a layer's stores so far, or None.
         recorder: told of everything that runs.
         workspace_bytes: bound on the scores that exist at once.
+        results_bytes: bound on the partial results of a layer that exist at once.
         host: the lane on which the host attends, or None.
     """
 
@@ -105,6 +108,7 @@ class Conveyor:
         last_store: Callable[[int], Event | None],
         recorder: Recorder,
         workspace_bytes: int,
+        results_bytes: int,
         host: HostLane | None = None,
     ) -> None:
         self._backend = backend
@@ -115,6 +119,7 @@ class Conveyor:
         self._last_store = last_store
         self._recorder = recorder
         self._workspace_bytes = workspace_bytes
+        self._results_bytes = results_bytes
         self._host = host
         self._step = -1
         self._source: StepProgram | None = None
@@ -163,8 +168,10 @@ class Conveyor:
             source.table,
             work.scoring,
             self._workspace_bytes,
+            self._results_bytes,
             self._results,
             work.into,
+            is_prompt=work.is_prompt,
         )
         for operation in source.program.compute[layer]:
             if operation.kind is Kind.DENSE:
@@ -270,7 +277,7 @@ class Conveyor:
             self._attend_resident(granule, operation.layer, attention)
 
     def _attend_resident(self, granule: Granule, layer: int, attention: LayerAttention) -> None:
-        pool = self._store.pool(granule.kind, layer) if attention.by_kernels else None
+        pool = self._store.pool(granule.kind, layer) if attention.from_pool else None
         key, value = pool or self._store.gather(granule.kind, layer, granule.pages)
         attention.attend_granule(granule, key, value, in_pool=pool is not None)
 

@@ -40,6 +40,7 @@ class FlatCache:
         places: tokens of a row that there is room for; more are possible.
         dtype: the cache's dtype.
         workspace_bytes: bound on the masks, or scores, of a layer that exist at once.
+        results_bytes: bound on the partial results of a decode step, as far as it can be kept.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class FlatCache:
         places: int,
         dtype: torch.dtype,
         workspace_bytes: int,
+        results_bytes: int,
     ) -> None:
         self._backend = backend
         self._workspace_bytes = workspace_bytes
+        self._results_bytes = results_bytes
         self._places = places
 
         def buffer(width: LayerWidths) -> Tensor:
@@ -138,7 +141,7 @@ class FlatCache:
             hidden,
             self._places,
             self._backend.device,
-            self._workspace_bytes,
+            self._results_bytes,
         )
 
     def attend(

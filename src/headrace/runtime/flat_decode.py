@@ -48,7 +48,7 @@ class DecodeStep:
         hidden: tokens of each row that nobody sees.
         places: tokens of a row that there is room for.
         device: where the cache is.
-        workspace_bytes: bound on the results of pieces, as far as it can be kept.
+        results_bytes: bound on the results of pieces, as far as it can be kept.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DecodeStep:
         hidden: Sequence[set[int]],
         places: int,
         device: torch.device,
-        workspace_bytes: int,
+        results_bytes: int,
     ) -> None:
         self.rows = slice(rows.start, rows.stop)
         self.length = max(ends)
@@ -71,7 +71,7 @@ class DecodeStep:
         self._hidden = hidden
         self._places = places
         self._device = device
-        self._workspace_bytes = workspace_bytes
+        self._results_bytes = results_bytes
         self._made_bias: Tensor | None = None
         self._made_pieces: Pieces | None = None
         self._pages: dict[int, Tensor] = {}
@@ -215,8 +215,7 @@ class DecodeStep:
             tokens = min(PIECE_TOKENS, self._places)
             longest = max(self._ends)
             while (
-                tokens < self._places
-                and -(-longest // tokens) * result_bytes > self._workspace_bytes
+                tokens < self._places and -(-longest // tokens) * result_bytes > self._results_bytes
             ):
                 tokens = min(2 * tokens, self._places)
             self._made_pieces = Pieces.of(self._ends, self._hidden, tokens, self._device)

@@ -1,7 +1,7 @@
 """Partial attention in one call of torch's fused kernels, which also tell the log-sum-exp.
 
 They serve many queries, for which ``page_kernels`` are not made. Outputs are rounded to the cache's
-dtype before they are merged, as the model's own attention rounds them.
+dtype before they are merged, as the model's own attention rounds its only one.
 
 Shape suffixes: as in ``attention``; Q queries, which need not be grouped.
 """
@@ -40,6 +40,7 @@ def attend_all(
         Output, maximum and total as in ``Partial``: the output is normalised, and the log-sum-exp
         stands for the maximum of one key.
     """
+    query_NHQD, key_NHKD, value_NHKD = map(_in_one, (query_NHQD, key_NHKD, value_NHKD))
     if query_NHQD.is_cuda:
         output, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
             query_NHQD,
@@ -55,6 +56,11 @@ def attend_all(
             query_NHQD, key_NHKD, value_NHKD, 0.0, is_causal, scale=scale
         )
     return output.float(), logsumexp, _ones(output.device).expand(logsumexp.shape)
+
+
+def _in_one(part: Tensor) -> Tensor:
+    """Return a tensor whose heads are each contiguous: the kernels do not look."""
+    return part if part.stride(-1) == 1 else part.contiguous()
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,7 @@ page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,15 +24,21 @@ class RowPages(NamedTuple):
     """A granule's pages that a row sees.
 
     Attributes:
-        row: int64 ``[1]``; the row, on the device.
-        number: the same.
-        places: which of the granule's pages: a range, or int64 on the device.
-        entries: the entries that stand for them, likewise.
+        row: the row.
+        pages: which of the granule's pages, in the order of its entries.
+        entries: the entries that stand for them.
     """
 
-    row: Tensor
-    number: int
-    places: slice | Tensor
+    row: int
+    pages: list[int]
+    entries: list[int]
+
+
+class PagePiece(NamedTuple):
+    """Some pages of a row, and the entries that stand for them: ranges, or int64 on the device."""
+
+    row: int
+    pages: slice | Tensor
     entries: slice | Tensor
 
 
@@ -85,14 +91,33 @@ class Granule:
         for entry, row in enumerate(self.entry_rows):
             entries.setdefault(row, []).append(entry)
         return tuple(
-            RowPages(
-                self.rows[index : index + 1],
-                row,
-                self._chosen([self.entry_places[entry] for entry in some]),
-                self._chosen(some),
-            )
-            for index, (row, some) in enumerate(sorted(entries.items()))
+            RowPages(row, [self.entry_places[entry] for entry in some], some)
+            for row, some in sorted(entries.items())
         )
+
+    def pieces(self, most: int, *, in_pool: bool) -> list[PagePiece]:
+        """Return every row's pages, so many at once; made once for all layers and steps.
+
+        Args:
+            most: pages of a piece.
+            in_pool: whether they are picked among all pages of their pool, or the granule's.
+        """
+        known = self._made_pieces.get((most, in_pool))
+        if known is None:
+            known = list(self._cut_pieces(most, in_pool))
+            self._made_pieces[most, in_pool] = known
+        return known
+
+    @cached_property
+    def _made_pieces(self) -> dict[tuple[int, bool], list[PagePiece]]:
+        return {}
+
+    def _cut_pieces(self, most: int, in_pool: bool) -> Iterator[PagePiece]:
+        for row, pages, entries in self.of_rows:
+            for start in range(0, len(pages), most):
+                some = slice(start, start + most)
+                numbers = [self.pages[place] for place in pages[some]] if in_pool else pages[some]
+                yield PagePiece(row, self._chosen(numbers), self._chosen(entries[some]))
 
     def _chosen(self, numbers: list[int]) -> slice | Tensor:
         """Return what picks some pages or entries, without a copy where they follow each other."""

@@ -20,12 +20,13 @@ from headrace.runtime.attention import (
     attend,
     concatenate,
     empty_partial,
+    merge,
     merge_entries,
     normalised,
 )
 from headrace.runtime.gpu_kernels import kernels_for
 from headrace.runtime.granules import Granule
-from headrace.runtime.prompt import attend_pages, is_prompt
+from headrace.runtime.prompt import attend_pages
 from headrace.runtime.tail import put_newest
 
 _SHAPES_KEPT = 2
@@ -67,9 +68,11 @@ class LayerAttention:
         entries: of all granules that will be attended to, in order.
         table: of these entries, and one or two more for each row (``layer_table``).
         scoring: scale and soft cap.
-        workspace_bytes: bound on the partial results that are kept, and on scores.
+        workspace_bytes: bound on scores, and on pages that are laid out for a prompt.
+        results_bytes: bound on the partial results that are kept.
         results: memory that all layers' partial results share.
         into: where kernels write the output, contiguous, in the queries' shape; None: somewhere.
+        is_prompt: whether the queries are a prompt's, and many (``prompt.is_prompt``).
     """
 
     def __init__(
@@ -79,8 +82,11 @@ class LayerAttention:
         table: EntryTable,
         scoring: Scoring,
         workspace_bytes: int,
+        results_bytes: int,
         results: Results,
         into: Tensor | None = None,
+        *,
+        is_prompt: bool = False,
     ) -> None:
         self._query = query
         self._into = into
@@ -88,8 +94,8 @@ class LayerAttention:
         self._scoring = scoring
         self._workspace_bytes = workspace_bytes
         self._entries = entries
-        self._is_prompt = is_prompt(query)
-        few = entries * query[0].numel() * 4 <= workspace_bytes
+        self._is_prompt = is_prompt
+        few = entries * query[0].numel() * 4 <= results_bytes
         self._merge_once = few and not self._is_prompt
         self._kernels = kernels_for(query) if self._merge_once else None
         self._results = results
@@ -106,8 +112,13 @@ class LayerAttention:
 
     @property
     def by_kernels(self) -> bool:
-        """Whether kernels of our own attend: they find pages in a pool, and rotate keys."""
+        """Whether kernels of our own attend, which rotate keys."""
         return self._kernels is not None
+
+    @property
+    def from_pool(self) -> bool:
+        """Whether pages are found in their pool: they need not be gathered."""
+        return self._kernels is not None or self._is_prompt
 
     def attend_granule(
         self,
@@ -125,7 +136,7 @@ class LayerAttention:
             key: keys of its pages ``[N, H, T, D]``, or of all pages of its pool.
             value: their values.
             rotation: how the keys are yet to be rotated (only ``by_kernels``), or None.
-            in_pool: whether they are those of the pool (only ``by_kernels``).
+            in_pool: whether they are those of the pool (only ``from_pool``).
         """
         if self._kernels is not None:
             first, self._filled = self._filled, self._filled + granule.entries
@@ -145,7 +156,7 @@ class LayerAttention:
             return
         assert rotation is None
         if self._is_prompt:
-            self._attend_rows(granule, key, value)
+            self._attend_rows(granule, key, value, in_pool)
             return
         part = attend_granule(
             granule, self._query, key, value, self._scoring, self._workspace_bytes
@@ -155,18 +166,21 @@ class LayerAttention:
         else:
             self._accumulated.add(merge_entries(part, granule.table), granule.rows)
 
-    def _attend_rows(self, granule: Granule, key: Tensor, value: Tensor) -> None:
-        """Attend a prompt's queries to a granule, all of a row's pages at once."""
-        for row, number, places, entries in granule.of_rows:
+    def _attend_rows(self, granule: Granule, key: Tensor, value: Tensor, in_pool: bool) -> None:
+        """Attend a prompt's queries to a granule, many of a row's pages at once."""
+        page_bytes = key[0].nbytes + value[0].nbytes
+        # Pages may have to be picked, and are laid out anew: half of the workspace at the most.
+        most = max(1, self._workspace_bytes // (4 * page_bytes))
+        for row, pages, entries in granule.pieces(most, in_pool=in_pool):
             part = attend_pages(
-                self._query[number : number + 1],
-                key[places],
-                value[places],
+                self._query[row : row + 1],
+                key[pages],
+                value[pages],
                 self._scoring,
                 None if granule.visible is None else granule.visible[entries],
-                self._workspace_bytes,
+                self._workspace_bytes // 2,
             )
-            self._accumulated.add(part, row)
+            self._accumulated.add_to_row(part, row)
 
     @property
     def _made_room(self) -> Partial:
@@ -211,11 +225,13 @@ class LayerAttention:
         self._has_tail = True
 
     def add_new(self, result: Partial | Tensor) -> None:
-        """Add the attention of all rows to what is on the device anyway."""
+        """Add the attention of all rows to what is on the device anyway, or to a part of that."""
         if isinstance(result, Tensor):
             self._whole = result
+        elif self._is_prompt:
+            self._accumulated.add(result)
         else:
-            self._new = result
+            self._new = result if self._new is None else merge([self._new, result])
 
     def add_host(self, part: Partial) -> None:
         """Add what the host's cores attended to."""

@@ -6,11 +6,12 @@ head width, M model width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from headrace.runtime.attention import (
-    Accumulator,
     Partial,
     Scoring,
     attend_causal,
@@ -125,16 +126,16 @@ class WorkMaker:
                 output = attend_prompt(query, key, value, scoring.scale, step.spans)
                 attention.add_new(group_queries(output, key.shape[1]))
             else:
-                attention.add_new(
-                    self._attend_tail_and_new(layer, query, grouped, key, value, scoring, step)
-                )
+                for part in self._tail_and_new(layer, query, grouped, key, value, scoring, step):
+                    attention.add_new(part)
 
         def store() -> None:
             self._store_new(layer, activations, key, value, step)
 
-        return LayerWork(grouped, scoring, attend_new, store)
+        many = is_prompt(grouped, query.shape[2])
+        return LayerWork(grouped, scoring, attend_new, store, is_prompt=many)
 
-    def _attend_tail_and_new(
+    def _tail_and_new(
         self,
         layer: int,
         query: Tensor,
@@ -143,20 +144,17 @@ class WorkMaker:
         value: Tensor,
         scoring: Scoring,
         step: Step,
-    ) -> Partial:
-        """Attend several new tokens to the tail from before, and causally to themselves."""
+    ) -> Iterator[Partial]:
+        """Attend several new tokens causally to themselves, and to the tail from before."""
         token_Bq, workspace = step.index.token_Bq, self._workspace_bytes
-        if step.spans is not None and is_prompt(grouped) and is_fast(query, scoring):
-            new = attend_part(query, key, value, scoring.scale, step.spans)
+        many = is_prompt(grouped, query.shape[2])
+        if step.spans is not None and many and is_fast(query, scoring):
+            yield attend_part(query, key, value, scoring.scale, step.spans)
         else:
-            new = attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace)
-        if step.index.tail_empty:
-            return new
-        accumulator = Accumulator(grouped)
-        accumulator.add(new)
-        tail, token = self._tail.layer(layer, step.rows), step.tail_token
-        accumulator.add(attend_causal(grouped, *tail, scoring, token_Bq, token, workspace))
-        return accumulator.result()
+            yield attend_causal(grouped, key, value, scoring, token_Bq, token_Bq, workspace)
+        if not step.index.tail_empty:
+            tail, token = self._tail.layer(layer, step.rows), step.tail_token
+            yield attend_causal(grouped, *tail, scoring, token_Bq, token, workspace)
 
     def _store_new(
         self, layer: int, activations: Tensor | None, key: Tensor, value: Tensor, step: Step

@@ -26,7 +26,10 @@ from headrace.runtime.store import LayerWidths, PageStore
 from headrace.runtime.weights import StreamedWeights
 
 _TIMED_EVERY = 7
-"""One load in so many is timed, where somebody asks: no number that loads of a layer come in."""
+"""One load in so many is timed, where somebody asks."""
+
+_TIMED_COPY_BYTES = 1 << 22
+"""Copies of such a load are so large on average that what a copy takes besides hardly counts."""
 
 
 @dataclass
@@ -96,6 +99,8 @@ class Loader:
         self._layers_done = -1
         self._done: dict[int, Event] = {}
         self._timed: deque[tuple[Event, int]] | None = None
+        self._newest: Event | None = None
+        self._loads = 0
         self._copies: WeakKeyDictionary[Granule, dict[tuple[int, int], list[Copy]]] = (
             WeakKeyDictionary()
         )
@@ -171,7 +176,9 @@ class Loader:
     def busy(self) -> Busy:
         """Return how long some loads of the cache took that ended since the last call.
 
-        From the first call on one load in a few is timed. Nobody waits for those under way.
+        From the first call on one load in a few is timed, of those that follow on another without a
+        pause, so that no time is counted in which they are still being called. Nobody waits for
+        those under way.
         """
         if self._timed is None:
             self._timed = deque()
@@ -292,14 +299,23 @@ class Loader:
         stored = self._last_store(operation.layer)
         after = [*after, *(event for event in (reader, stored) if event is not None)]
         copies = self._copies_of(granule, operation.layer, slot)
-        number = loads.base + operation.load_number
-        if self._timed is not None and number % _TIMED_EVERY == 0:
-            event = self._backend.transfer(operation.lane, copies, after, timed=True)
-            self._timed.append((event, sum(copy.size_bytes for copy in copies)))
-        else:
-            event = self._backend.transfer(operation.lane, copies, after)
+        size_bytes = self._timed_bytes(copies)
+        event = self._backend.transfer(operation.lane, copies, after, timed=size_bytes > 0)
+        if size_bytes and self._timed is not None:
+            self._timed.append((event, size_bytes))
+        self._newest = event
         loads.events[operation.load_number] = event
         self._recorder.note(loads.step, operation, event)
+
+    def _timed_bytes(self, copies: Sequence[Copy]) -> int:
+        """Return the bytes of a load if it is to be timed, else 0."""
+        if self._timed is None:
+            return 0
+        self._loads += 1
+        if self._loads % _TIMED_EVERY or self._newest is None or self._newest.happened:
+            return 0
+        size_bytes = sum(copy.size_bytes for copy in copies)
+        return size_bytes if size_bytes >= _TIMED_COPY_BYTES * len(copies) else 0
 
     def _copies_of(self, granule: Granule, layer: int, slot: int) -> Sequence[Copy]:
         """Return the copies that bring a granule into a slot; found once, for all steps."""

@@ -87,7 +87,9 @@ class PagedCache:
         if settings.all_resident:
             places = prompt_len + new_tokens
             self._flat = FlatCache(
-                backend, settings.widths, rows, places, settings.dtype, settings.workspace_bytes
+                *(backend, settings.widths, rows, places, settings.dtype),
+                workspace_bytes=settings.workspace_bytes,
+                results_bytes=settings.results_bytes,
             )
         self._ring = StagingRing(
             backend,
@@ -126,6 +128,7 @@ class PagedCache:
             self._writer.last_store,
             self.recorder,
             settings.workspace_bytes,
+            settings.results_bytes,
             self._host,
         )
         self._promoter = Promoter(

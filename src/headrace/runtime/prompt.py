@@ -24,9 +24,9 @@ from headrace.runtime.gpu_kernels import MOST_QUERIES
 _SCORE_BYTES = 4
 
 
-def is_prompt(query_BHGD: Tensor) -> bool:
-    """Return whether grouped queries are so many that they are a prompt's."""
-    return query_BHGD.shape[2] > MOST_QUERIES
+def is_prompt(grouped: Tensor, q_len: int) -> bool:
+    """Return whether queries ``[B, H, G, D]`` of so many inputs are a prompt's, and many."""
+    return q_len > 1 and grouped.shape[2] > MOST_QUERIES
 
 
 def is_fast(query: Tensor, scoring: Scoring) -> bool:

@@ -32,6 +32,8 @@ class CacheSettings:
         widths: of each layer that attends to the whole context.
         windows: of each layer that attends to a window: its widths and the window in tokens.
         workspace_bytes: bound on the attention scores that exist at once.
+        results_bytes: bound on the partial results of a layer's attention that exist at once, from
+            which on they are merged granule by granule.
         host_memory_bytes: bound on the pools in host memory, or None.
         poison: overwrite staging slots once they have been read (tests).
     """
@@ -46,6 +48,7 @@ class CacheSettings:
     resident_pages: int | None = None
     host_share: float = 0.0
     workspace_bytes: int = 1 << 28
+    results_bytes: int = 1 << 28
     host_memory_bytes: int | None = None
     poison: bool = False
 

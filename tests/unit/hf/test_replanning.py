@@ -141,6 +141,40 @@ def test_both_at_three_quarters_of_their_rates_leave_the_share(cache):
     assert cache.best(0.75) < opened
 
 
+def test_a_link_that_was_too_slow_to_be_used_is_seen_again(cache):
+    replanning = Replanning(cache, cache.made)
+    opened = cache.host_share
+    cache.link_ratio = 0.02
+    cache.run(replanning, 60)
+    assert cache.host_share == cache.best(1.0, 0.02) == 1
+    cache.link_ratio = 1.0
+    cache.run(replanning, 3000)
+    assert replanning.ratios.link == 1
+    # Short of the best by no more than what a change must gain.
+    found_s, best_s = (
+        cache.made.step_s(len(ROWS), cache.context, Split(0.0, 1 - share, 0.0, share))
+        for share in (cache.host_share, opened)
+    )
+    assert found_s <= best_s / (1 - replanning.rules.least_gain)
+
+
+def test_a_link_that_stays_too_slow_is_seen_less_and_less(cache):
+    replanning = Replanning(cache, cache.made)
+    cache.link_ratio = 0.02
+    cache.run(replanning, 8000)
+    used = sum(share < 1 for share in cache.shares)
+    assert 0 < used < 0.05 * len(cache.shares)
+
+
+def test_a_link_faster_than_its_profile_changes_nothing(cache):
+    replanning = Replanning(cache, cache.made)
+    looks = []
+    cache.link_busy = lambda: Busy(1.0, int(2 * PUBLISHED.h2d_bytes_per_s))
+    replanning._look = lambda rows: looks.append(rows)
+    cache.run(replanning, 200)
+    assert len(looks) <= 2
+
+
 def test_noise_changes_nothing(cache):
     replanning = Replanning(cache, cache.made)
     cache.noise = itertools.cycle(NOISE)

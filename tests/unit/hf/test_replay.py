@@ -4,7 +4,7 @@ from tests.op_graph import OpGraph
 from tests.support import shared_model
 
 from headrace.hf.machine import shape_of
-from headrace.hf.replay import MOST_KEPT, NotReplayableError, RecordedForward, Replays, replay_bytes
+from headrace.hf.replay import KEPT_ROWS, NotReplayableError, RecordedForward, Replays, replay_bytes
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_what_python_decides_anew_is_noticed():
 )
 def test_why_nothing_is_recorded(device, switch, reason, monkeypatch):
     monkeypatch.setenv("HEADRACE_GRAPHS", switch)
-    assert Replays(None, torch.device(device)).reason == reason
+    assert Replays(None, torch.device(device), 1).reason == reason
 
 
 def test_memory_of_recorded_forwards_covers_what_they_keep():
@@ -49,5 +49,5 @@ def test_memory_of_recorded_forwards_covers_what_they_keep():
 
     RecordedForward(run, 5, CPU, OpGraph)
     kept_bytes = sum(tensor.numel() * tensor.element_size() for tensor in kept)
-    assert 0 < MOST_KEPT * kept_bytes <= replay_bytes(shape, 5) <= 2 * MOST_KEPT * kept_bytes
+    assert 0 < KEPT_ROWS * kept_bytes <= replay_bytes(shape, 5) <= 2 * KEPT_ROWS * kept_bytes
     assert replay_bytes(shape, 10) == 2 * replay_bytes(shape, 5)

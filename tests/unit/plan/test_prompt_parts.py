@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from tests.unit.plan.shapes import SMALL
 
+from headrace.errors import ConfigurationError
 from headrace.hardware.catalog import machine
 from headrace.model.cost import (
     all_layers_weight_bytes,
@@ -112,6 +113,30 @@ def test_granules_hold_much_of_what_a_part_needs(policy):
     assert plan.prefill_tokens < LONG.prompt_len
     least = prompt_granule_bytes(LLAMA, plan.prefill_tokens)
     assert plan.geometry.granule_bytes >= least > 2**22
+
+
+def test_where_granules_for_parts_do_not_fit_smaller_ones_do():
+    """With them a prompt's parts take more calls, which is better than no plan."""
+
+    def plan(budget):
+        workload = Workload(1, 8000, 8)
+        return make_plan(
+            LLAMA, workload, A100, policy="stream", gpu_memory_bytes=budget, stream_weights=False
+        )
+
+    low, high = int(model_weight_bytes(LLAMA)), 24 * GIB
+    while high - low > 2**20:
+        middle = (low + high) // 2
+        low, high = (low, middle) if plan(middle).feasible else (middle, high)
+    tight, roomy = plan(high), plan(high + 2**28)
+    least = prompt_granule_bytes(LLAMA, tight.prefill_tokens)
+    assert tight.prefill_tokens == roomy.prefill_tokens < 8000
+    assert tight.geometry.granule_bytes < least <= roomy.geometry.granule_bytes
+
+
+def test_no_tokens_at_all_are_refused():
+    with pytest.raises(ConfigurationError, match="prefill_tokens is 0"):
+        make_plan(SMALL, Workload(2, 200, 8), A100, prefill_tokens=0)
 
 
 def test_short_prompts_are_never_divided():

@@ -201,7 +201,7 @@ def test_a_piece_begins_at_any_token():
 def test_new_tokens_are_kept_and_seen(rows, alike):
     torch.manual_seed(0)
     cache = FlatCache(
-        CpuBackend(), {0: LayerWidths(HEADS, WIDTH, 32)}, 3, 4, torch.float32, 1 << 28
+        CpuBackend(), {0: LayerWidths(HEADS, WIDTH, 32)}, 3, 4, torch.float32, 1 << 28, 1 << 28
     )
     lengths, scoring = [0] * len(rows), Scoring(WIDTH**-0.5)
     kept = [[] for _ in rows]

@@ -61,6 +61,7 @@ def test_kernels_write_the_output_where_it_is_wanted(asked, monkeypatch):
         layer_table([], 3, torch.device("cpu")),
         Scoring(1.0),
         1 << 20,
+        1 << 20,
         Results(),
         output.view(queries.shape) if asked else None,
     )

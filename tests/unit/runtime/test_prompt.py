@@ -86,6 +86,16 @@ def test_a_part_sees_itself_causally_and_no_padding(new):
     assert torch.isfinite(found).all()
 
 
+def test_heads_that_are_not_contiguous_are_attended_to_alike():
+    """Some models' keys are: the fused kernels would take their strides for those of others."""
+    query, key, value = (made(2, Q_LEN, HEADS, seed) for seed in (1, 2, 3))
+    apart = [part.transpose(2, 3).contiguous().transpose(2, 3) for part in (query, key, value)]
+    spans = row_spans([range(Q_LEN)] * 2)
+    expected, found = (attend_part(*parts, 0.4, spans) for parts in ((query, key, value), apart))
+    found, expected = (normalised(part, torch.float64) for part in (found, expected))
+    torch.testing.assert_close(found, expected)
+
+
 def test_merging_in_place_is_merging():
     query = group_queries(made(2, Q_LEN, HEADS, 1), KV_HEADS)
     shape = query.shape[:3]
@@ -102,10 +112,8 @@ def test_merging_in_place_is_merging():
         whole.add(part)
         for row in range(2):
             some = slice(row, row + 1)
-            by_rows.add(
-                Partial(part.output[some], part.maximum[some], part.total[some]),
-                torch.tensor([row]),
-            )
+            of_row = Partial(part.output[some], part.maximum[some], part.total[some])
+            by_rows.add_to_row(of_row, row)
     weights = [torch.exp(part.maximum.double()) for part in parts]
     output = sum(w[..., None] * part.output for w, part in zip(weights, parts, strict=True))
     total = sum(w * part.total for w, part in zip(weights, parts, strict=True))
