@@ -103,7 +103,11 @@ def test_those_kept_are_of_few_rows_together():
         cache._replays._most_rows = 2
         life = Life("llama", cache, 12)
         life.admit([1, 2, 3], 20, None)
-        for rows, kept in ((1, []), (1, [1]), (2, [1]), (2, [1, 2]), (3, [1, 2]), (3, [2, 3])):
+        for rows, kept in ((2, []), (2, [2]), (1, [2]), (1, [2, 1]), (3, [2, 1]), (3, [2, 1, 3])):
+            life.decode(range(rows))
+            assert list(cache._replays._kept) == kept
+        life.admit([4], 20, None)
+        for rows, kept in ((4, [2, 1, 3]), (4, [1, 3, 4])):
             life.decode(range(rows))
             assert list(cache._replays._kept) == kept
 

@@ -28,8 +28,8 @@ from headrace.runtime.paged import PagedCache
 from headrace.runtime.pages import PageKind
 from headrace.units import format_rate
 
-_MOST_LONGER = 8
-"""So many times as many steps make a rate, at the most, after some changes."""
+_MOST_LONGER = 4
+"""So many times as many steps make a rate, at the most, after changes for other rates."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Replanning:
         self._recent = RecentRates(self.rules.rate.steps)
         self._seen: tuple[LearntRates, AttainedRates] | None = None
         self._words: str | None = None
+        self._followed = 0
         self._trying = 0
         self._idle_steps = 0
         self._wait_steps = self.rules.rate.try_every
@@ -179,8 +180,8 @@ class Replanning:
     def _use_share(self, share: float, steps: int | None = None) -> None:
         """Let the cores attend to a share of the K/V on the host, and learn the rates anew."""
         self._paged.host_share = share
-        # Whoever has changed often looks longer before the next change.
-        usual = self.rules.rate.steps * min(_MOST_LONGER, 1 + self.changes)
+        # Whoever has changed for another rate looks longer before the next change.
+        usual = self.rules.rate.steps * min(_MOST_LONGER, 1 + self._followed)
         self._recent = RecentRates(usual if steps is None else steps)
 
     def _batch(self, rows: range) -> CachedBatch | None:
@@ -215,13 +216,14 @@ class Replanning:
     def _change(self, share: float, before: float) -> None:
         """Change the cores' share of the K/V on the host, and note why."""
         self.changes += 1
-        self._use_share(share)
         self._idle_steps, self._wait_steps = 0, self.rules.rate.try_every
         if self._seen is not None and share != before:
+            self._followed += 1
             self._words = (
                 f"the cores' share of the K/V on the host went from {100 * before:.0f} % to "
                 f"{100 * share:.0f} %, for {self._reason(*self._seen)}"
             )
+        self._use_share(share)
 
     def _reason(self, learnt: LearntRates, expected: AttainedRates) -> str:
         """Return which rates are not what was expected."""

@@ -27,7 +27,8 @@ def test_every_run_and_every_check_is_on_the_page_of_its_visit():
 
 def test_a_new_visit_gets_a_page_with_rivals_and_exactness():
     pages = full_pages({NEW: second_schema()})
-    assert list(pages) == ["new"]
+    assert list(pages) == ["new", "README"]
+    assert "| [new](new.md) | measured | NVIDIA H100 80GB HBM3 |" in pages["README"]
     assert pages["new"].startswith("# NVIDIA H100 80GB HBM3, measured: new\n")
     part = pages["new"].split("## opt-6.7b-24gib")[1]
     assert "new/opt-6.7b-24gib.json" in part
@@ -56,6 +57,6 @@ def test_a_suite_of_several_cases_has_a_page_for_each_machine_that_was_emulated(
             one["origin"] = "emulated"
     suite = {"schema_version": 2, "workloads": ["suite"], "environment": where, "cases": cases}
     pages = full_pages({Path("new/suite.json"): suite})
-    assert list(pages) == ["new-a100-40gb-pcie4", "new-rtx4090-pcie4"]
+    assert list(pages) == ["new-a100-40gb-pcie4", "new-rtx4090-pcie4", "README"]
     assert "Emulated: a100-40gb-pcie4." in pages["new-a100-40gb-pcie4"]
     assert "`headrace bench suite`" in pages["new-a100-40gb-pcie4"]
