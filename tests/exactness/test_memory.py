@@ -128,6 +128,17 @@ def test_a_prompt_in_parts_keeps_within_the_budget(monkeypatch, name, policy):
     pytest.fail("no cache was opened")
 
 
+@pytest.mark.parametrize("asked", [64, 256, 900])
+def test_the_tokens_of_prompts_that_are_asked_for_are_planned(asked):
+    model = make_model("llama-gqa", **WIDTHS)
+    options = CacheOptions.checked("auto", 8_000_000, None, None, None, MACHINE, poison=False)
+    with RowsCache(model, WORKLOAD, options, prefill_tokens=asked) as cache:
+        assert cache.prefill_tokens == cache.plan.prefill_tokens == asked
+        forward = cache.plan.gpu_items["forward"]
+    with RowsCache(model, WORKLOAD, options, prefill_tokens=2 * asked) as cache:
+        assert cache.plan.gpu_items["forward"] >= forward
+
+
 def test_a_model_thrice_the_budget_keeps_within_it(monkeypatch):
     """Of its layers as much is streamed as the plan says that was made before it was loaded."""
     changes = {**WIDTHS, "num_hidden_layers": 24}
