@@ -20,22 +20,14 @@ from headrace.runtime.layout import Layout
 from headrace.runtime.pages import Page, PageKind, Row
 
 
-class RowPages(NamedTuple):
-    """A granule's pages that a row sees.
+class PagePiece(NamedTuple):
+    """Some pages that a row sees.
 
     Attributes:
         row: the row.
-        pages: which of the granule's pages, in the order of its entries.
-        entries: the entries that stand for them.
+        pages: which they are: a range, or int64 on the device.
+        entries: the granule's entries that stand for them, likewise.
     """
-
-    row: int
-    pages: list[int]
-    entries: list[int]
-
-
-class PagePiece(NamedTuple):
-    """Some pages of a row, and the entries that stand for them: ranges, or int64 on the device."""
 
     row: int
     pages: slice | Tensor
@@ -84,17 +76,6 @@ class Granule:
             return self.page_index
         return self.page_index.index_select(0, self.entry_page)
 
-    @cached_property
-    def of_rows(self) -> tuple[RowPages, ...]:
-        """The pages of each of ``rows``."""
-        entries: dict[int, list[int]] = {}
-        for entry, row in enumerate(self.entry_rows):
-            entries.setdefault(row, []).append(entry)
-        return tuple(
-            RowPages(row, [self.entry_places[entry] for entry in some], some)
-            for row, some in sorted(entries.items())
-        )
-
     def pieces(self, most: int, *, in_pool: bool) -> list[PagePiece]:
         """Return every row's pages, so many at once; made once for all layers and steps.
 
@@ -113,11 +94,15 @@ class Granule:
         return {}
 
     def _cut_pieces(self, most: int, in_pool: bool) -> Iterator[PagePiece]:
-        for row, pages, entries in self.of_rows:
-            for start in range(0, len(pages), most):
-                some = slice(start, start + most)
-                numbers = [self.pages[place] for place in pages[some]] if in_pool else pages[some]
-                yield PagePiece(row, self._chosen(numbers), self._chosen(entries[some]))
+        of_row: dict[int, list[int]] = {}
+        for entry, row in enumerate(self.entry_rows):
+            of_row.setdefault(row, []).append(entry)
+        for row, entries in sorted(of_row.items()):
+            for start in range(0, len(entries), most):
+                some = entries[start : start + most]
+                places = [self.entry_places[entry] for entry in some]
+                numbers = [self.pages[place] for place in places] if in_pool else places
+                yield PagePiece(row, self._chosen(numbers), self._chosen(some))
 
     def _chosen(self, numbers: list[int]) -> slice | Tensor:
         """Return what picks some pages or entries, without a copy where they follow each other."""
