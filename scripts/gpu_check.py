@@ -38,6 +38,7 @@ from headrace.engine.environment import environment
 from headrace.engine.llm import LLM
 from headrace.engine.loading import load_model, quiet_libraries
 from headrace.engine.request import SamplingParams
+from headrace.hf.embedding import HostEmbedding, has_own_table, host_embedding
 from headrace.hf.weights import PlacedWeights
 from headrace.runtime.cuda_lanes import CudaBackend
 from headrace.units import format_bytes
@@ -149,28 +150,34 @@ def measure(name: str) -> Callable[[Path, Callable[[str], None]], dict[str, Any]
 
 
 def check_weights(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Audit small models some or all of whose weights are streamed, in float32."""
+    """Audit small models whose weights are on the host: embedding, some layers', all of them."""
     del directory
     results = []
     for kind in ("llama", "opt", "gemma2", "gpt_neox"):
         whole = tiny_model(kind, torch.float32)
         ids, mask = ragged_batch(vocab_size_of(whole))
         expected = reference(whole, ids, mask, EXACT_STEPS)
-        for share in (0.5, 1.0):
-            model = tiny_model(kind, torch.float32)
-            placed = PlacedWeights(model, CudaBackend(torch.device("cuda", 0)), share, poison=True)
+        for share in (0.0, 0.5, 1.0):
+            model, backend = tiny_model(kind, torch.float32), CudaBackend(torch.device("cuda", 0))
+            own = has_own_table(model)
+            if own:
+                HostEmbedding(model, backend)
+            placed = PlacedWeights(model, backend, share, poison=True) if share else None
             found = [
                 audit(model, ids, mask, expected, policy=policy, recompute_fraction=fraction)
                 for policy, fraction in WAYS
             ]
-            placed.release()
-            placed.backend.close()
+            for one in (placed, host_embedding(model)):
+                if one is not None:
+                    one.release()
+            backend.close()
             passed = all(one.passed for one in found)
             worst = max(one.max_logit_error for one in found)
-            say(f"  {kind:9s} {placed.share:.0%} streamed: {passed=}, worst {worst:.1e}")
+            where = f"{share:.0%} of weights streamed{', embedding on host' if own else ''}"
+            say(f"  {kind:9s} {where}: {passed=}, worst {worst:.1e}")
             results.append(
                 {
-                    "model": f"{kind}, {placed.share:.0%} of weights streamed",
+                    "model": f"{kind}, {where}",
                     "dtype": "float32",
                     "passed": passed,
                     "tolerance": expected.tolerance,

@@ -7,6 +7,7 @@ from tests.support import VOCABULARY, make_model
 
 from headrace.errors import MemoryBudgetError
 from headrace.hf import attached_cache
+from headrace.hf.embedding import HostEmbedding
 from headrace.hf.placing import choose_placing
 from headrace.hf.planning import CacheOptions
 from headrace.hf.rows_cache import RowsCache
@@ -24,11 +25,13 @@ SMALL_BYTES = 16 << 10
 class Device:
     """A model, its cache, and all memory of the device that they take."""
 
-    def __init__(self, monkeypatch, name, share, **changes):
+    def __init__(self, monkeypatch, name, share, embedding_on_host=False, **changes):
         self.model = make_model(name, **changes)
         self.memory = Allocations([*self.model.parameters(), *self.model.buffers()])
         self.backend = CountingBackend(self.memory)
         with self.memory:
+            if embedding_on_host:
+                HostEmbedding(self.model, self.backend)
             self.weights = PlacedWeights(self.model, self.backend, share) if share else None
         monkeypatch.setattr(attached_cache, "open_backend", lambda device, profile: self.backend)
 
@@ -62,6 +65,7 @@ class Device:
         return cache.forward(rows, tokens).argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("embedding_on_host", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
     ("policy", "recompute", "host"),
@@ -74,8 +78,10 @@ class Device:
     ],
 )
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma2"])
-def test_all_that_stays_is_accounted_for(monkeypatch, name, policy, recompute, host, share):
-    device = Device(monkeypatch, name, share, **WIDTHS)
+def test_all_that_stays_is_accounted_for(
+    monkeypatch, name, policy, recompute, host, share, embedding_on_host
+):
+    device = Device(monkeypatch, name, share, embedding_on_host, **WIDTHS)
     before, host_before = device.memory.live_bytes, device.backend.host_bytes
     options = CacheOptions.checked(policy, None, None, recompute, host, None, poison=False)
     for cache in device.run(options):
@@ -88,12 +94,13 @@ def test_all_that_stays_is_accounted_for(monkeypatch, name, policy, recompute, h
     assert device.memory.live_bytes - before <= SMALL_BYTES
 
 
+@pytest.mark.parametrize("embedding_on_host", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
 @pytest.mark.parametrize("policy", ["auto", "stream", "recompute"])
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma2", "opt"])
-def test_the_peak_keeps_within_the_budget(monkeypatch, name, policy, share):
+def test_the_peak_keeps_within_the_budget(monkeypatch, name, policy, share, embedding_on_host):
     """Of the smallest budgets for which a cache is opened: where it is refused, a little more."""
-    device = Device(monkeypatch, name, share, **WIDTHS)
+    device = Device(monkeypatch, name, share, embedding_on_host, **WIDTHS)
     budget, opened = device.memory.live_bytes, 0
     while opened < 3:
         budget = int(budget * 1.15)

@@ -15,7 +15,8 @@ from torch import nn
 from headrace.bench.catalogue import Case
 from headrace.bench.sizes import Fitted, Sizes
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.placing import choose_placing
+from headrace.hf.embedding import host_embedding
+from headrace.hf.placing import Placing, choose_placing
 from headrace.hf.planning import CacheOptions
 from headrace.hf.set_aside import set_aside_of
 from headrace.hf.weights import placed_weights
@@ -60,12 +61,12 @@ class Wanted:
     """What is to be kept where.
 
     Attributes:
-        weights_on_host: share of the layers' weights that is streamed.
+        placing: of the weights.
         resident: share of the cache for which ``auto`` has room on the device; None: what the
             budget that was asked for gives.
     """
 
-    weights_on_host: float
+    placing: Placing
     resident: float | None
 
 
@@ -83,12 +84,12 @@ def choose_wanted(
     """
     share = case.weights_on_host
     if fitted.asked == fitted.sizes or case.gpu_memory is None:
-        if share is None:
-            share = _placed_share(case, fitted.sizes, model, profile, steps)
-        return Wanted(share, None)
+        placing = _placing(case, fitted.sizes, model, profile, steps)
+        return Wanted(placing if share is None else replace(placing, share=share), None)
     asked = parse_bytes(case.gpu_memory, setting="gpu_memory")
     best = _plan(fitted.asked, steps, _ample(profile), asked, share)
-    return Wanted(best.weights_streamed, best.split.resident)
+    placing = Placing(best.weights_streamed, None, profile, best.embedding_on_host)
+    return Wanted(placing, best.split.resident)
 
 
 def choose_budget(
@@ -114,8 +115,9 @@ def choose_budget(
     if wanted.resident is None:
         asked = parse_bytes(case.gpu_memory, setting="gpu_memory") if case.gpu_memory else None
         return Budget(asked, share)
-    found = _budget_for(fitted.sizes, steps, _ample(profile), share, wanted.resident)
-    work = Workload(fitted.sizes.rows, fitted.sizes.prompt_len, steps + 1)
+    sizes, on_host = fitted.sizes, host_embedding(model) is not None
+    found = _budget_for(sizes, steps, _ample(profile), share, on_host, wanted.resident)
+    work = Workload(sizes.rows, sizes.prompt_len, steps + 1)
     gpu_bytes = set_aside_of(model, work).budget_for(found)
     return Budget(
         gpu_bytes,
@@ -133,17 +135,22 @@ def _ample(profile: HardwareProfile) -> HardwareProfile:
 
 
 def _budget_for(
-    sizes: Sizes, steps: int, profile: HardwareProfile, share: float, kept: float
+    sizes: Sizes,
+    steps: int,
+    profile: HardwareProfile,
+    share: float,
+    embedding_on_host: bool,
+    kept: float,
 ) -> int:
     """Return the most device memory with which no more of the cache stays there than ``kept``.
 
     Where nothing of the kind fits, the least that fits at all.
     """
-    low, high = 0, _plan(sizes, steps, profile, None, share).gpu_bytes
+    low, high = 0, _plan(sizes, steps, profile, None, share, embedding_on_host).gpu_bytes
     best = None
     for _ in range(_SEARCH_STEPS):
         middle = (low + high) // 2
-        plan = _plan(sizes, steps, profile, max(1, middle), share)
+        plan = _plan(sizes, steps, profile, max(1, middle), share, embedding_on_host)
         if not plan.feasible:
             low = middle
         elif plan.split.resident > kept + _NEAR:
@@ -159,6 +166,7 @@ def _plan(
     profile: HardwareProfile,
     gpu_bytes: int | None,
     share: float | None,
+    embedding_on_host: bool | None = None,
 ) -> Plan:
     """Return the plan of ``auto``, whatever the context that the model has positions for."""
     work = Workload(sizes.rows, sizes.prompt_len, steps + 1)
@@ -169,13 +177,14 @@ def _plan(
         profile,
         gpu_memory_bytes=gpu_bytes,
         weights_streamed=share,
+        embedding_on_host=embedding_on_host,
     )
 
 
-def _placed_share(
+def _placing(
     case: Case, sizes: Sizes, model: nn.Module, profile: HardwareProfile, steps: int
-) -> float:
-    """Return the share of a model's weights for which a budget has no room under some policy.
+) -> Placing:
+    """Return where a model's weights go, so that a budget has room for them under any policy.
 
     All policies run with the same weights, and one whose buffers are larger leaves less room.
     """
@@ -186,13 +195,14 @@ def _placed_share(
     room = None
     if case.gpu_memory is not None:
         room = parse_bytes(case.gpu_memory, setting="gpu_memory") - _SPARE_BYTES
-    return max(
+    placings = [
         choose_placing(
             config,
             dtype,
             parameter.device,
             CacheOptions.checked(policy, room, None, None, None, profile, poison=False),
             work,
-        ).share
+        )
         for policy in case.policies
-    )
+    ]
+    return max(placings, key=lambda one: (one.share, one.embedding_on_host))

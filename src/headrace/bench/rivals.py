@@ -23,6 +23,7 @@ from headrace.bench.policies import BatchWork, MeasureOptions
 from headrace.engine.decoding import StaticBatch, plain_cache
 from headrace.errors import MemoryBudgetError
 from headrace.hardware.identity import available_host_memory_bytes
+from headrace.hf.embedding import host_embedding
 from headrace.hf.machine import shape_of
 from headrace.hf.observe import text_config
 from headrace.hf.weights import device_bytes, placed_weights
@@ -199,13 +200,18 @@ class RivalRun:
                 step_s=step_s,
                 step_s_range=(min(self._steps_s), max(self._steps_s)),
                 tokens_per_s=self._work.ids.shape[0] / step_s,
-                peak_gpu_bytes=self._memory.peak_bytes(
-                    device_bytes(self._work.model, self._work.device) + kv_bytes
-                ),
+                peak_gpu_bytes=self._peak_bytes(kv_bytes),
                 energy_j=self._energy.per_step(len(self._steps_s)),
             ),
         )
         self.close()
+
+    def _peak_bytes(self, kv_bytes: int) -> int:
+        """Return the peak of device memory, with the embedding that transformers has there."""
+        model = self._work.model
+        counted = self._memory.peak_bytes(device_bytes(model, self._work.device) + kv_bytes)
+        embedding = host_embedding(model)
+        return counted + (0 if embedding is None else embedding.size_bytes)
 
     @property
     def result(self) -> RivalMeasurement | None:

@@ -25,11 +25,10 @@ from headrace.hardware.catalog import machine
 from headrace.hardware.emulation import emulated_link_rate
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
-from headrace.hf.attached_cache import open_backend
 from headrace.hf.attachment import attached
 from headrace.hf.machine import machine_profile, shape_of
+from headrace.hf.placing import place
 from headrace.hf.set_aside import set_aside_of
-from headrace.hf.weights import PlacedWeights
 from headrace.plan.plan import make_plan
 from headrace.plan.workload import Workload
 from headrace.units import format_seconds
@@ -162,7 +161,8 @@ def run_case(
     progress("how far the plain model differs from itself")
     work = replace(work, comparison=Comparison(allowed_error(work.model, work.ids, work.mask)))
     wanted = choose_wanted(case, fitted, loaded.model, profile, measuring.all_steps)
-    place(loaded.model, wanted.weights_on_host, profile)
+    place(loaded.model, wanted.placing, next(loaded.model.parameters()).device, profile)
+    torch.cuda.empty_cache()
     with ExitStack() as held:
         held.enter_context(attached(loaded.model))
         budget = choose_budget(case, fitted, wanted, loaded.model, profile, measuring.all_steps)
@@ -266,14 +266,6 @@ def load(fitted: Fitted, options: SuiteOptions, steps: int, progress: Say) -> Lo
     )
 
 
-def place(model: nn.Module, share: float, profile: HardwareProfile) -> None:
-    """Bring to the host what of a model's weights is to be streamed."""
-    if share > 0:
-        device = next(model.parameters()).device
-        PlacedWeights(model, open_backend(device, profile), share)
-        torch.cuda.empty_cache()
-
-
 def foresee(
     case: Case,
     fitted: Fitted,
@@ -296,6 +288,7 @@ def foresee(
             policy=policy,
             gpu_memory_bytes=aside.left_of(budget.of(policy)),
             weights_streamed=budget.weights_on_host,
+            embedding_on_host=shape.embedding_on_host,
         )
         reason = "" if plan.feasible else "; ".join(plan.reasons[:1])
         found.append(Foreseen(policy, plan.bound_s, plan.step_s, reason))

@@ -143,25 +143,25 @@ def _place(
     args: argparse.Namespace, loaded: LoadedModel, profile: HardwareProfile
 ) -> PlacedWeights | None:
     """Bring the share of a model's weights to the host that is asked for, or does not fit."""
-    from headrace.hf.attached_cache import open_backend
-    from headrace.hf.placing import choose_placing
+    from headrace.hf.embedding import host_embedding
+    from headrace.hf.placing import Placing, choose_placing, place
     from headrace.hf.planning import CacheOptions
-    from headrace.hf.weights import PlacedWeights, placed_weights
+    from headrace.hf.weights import placed_weights
     from headrace.plan.workload import Workload
 
     placed = placed_weights(loaded.model)
-    if placed is not None:
+    if placed is not None or host_embedding(loaded.model) is not None:
         return placed
-    share, parameter = args.weights_on_host, next(loaded.model.parameters())
-    if share is None:
+    placing = Placing(args.weights_on_host or 0.0, None, profile)
+    parameter = next(loaded.model.parameters())
+    if args.weights_on_host is None:
         gpu, host = machine.gpu_memory_bytes(args), machine.host_memory_bytes(args)
         options = CacheOptions.checked("auto", gpu, host, None, None, profile, poison=False)
         work = Workload(args.rows, args.prompt, 16)
         config: Any = loaded.model.config
-        share = choose_placing(config, parameter.dtype, parameter.device, options, work).share
-    if share == 0:
-        return None
-    return PlacedWeights(loaded.model, open_backend(parameter.device, profile), share)
+        placing = choose_placing(config, parameter.dtype, parameter.device, options, work)
+    place(loaded.model, placing, parameter.device, profile)
+    return placed_weights(loaded.model)
 
 
 def _refuse(args: argparse.Namespace, options: Parser, reason: str, *kept: str) -> None:

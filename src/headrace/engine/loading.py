@@ -21,10 +21,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from headrace.errors import ConfigurationError, ModelError
-from headrace.hf.attached_cache import open_backend
-from headrace.hf.placing import Placing, choose_placing
+from headrace.hf.placing import Placing, choose_placing, place
 from headrace.hf.planning import CacheOptions
-from headrace.hf.weights import PlacedWeights
 from headrace.model.published import published_names, published_shape
 from headrace.model.shape import ModelShape
 from headrace.plan.workload import Workload
@@ -35,9 +33,6 @@ DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parent.parent / "assets" / "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SLICE_VOCAB = 2048
-_USUAL_ROWS, _USUAL_PROMPT, _USUAL_NEW_TOKENS = 16, 1024, 128
-"""The work that weights are placed for, unless it is known better."""
-
 _ALLOWED = "give a directory with config.json, a hub id such as 'Qwen/Qwen3-0.6B', or 'demo'"
 
 
@@ -119,9 +114,10 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.eval()
-    if placing is None or placing.share == 0:
-        return LoadedModel(name, model.to(target), tokenizer)
-    PlacedWeights(model, open_backend(target, placing.profile), placing.share)
+    if placing is None:
+        model = model.to(target)
+    else:
+        place(model, placing, target, placing.profile)
     return LoadedModel(name, model, tokenizer)
 
 
@@ -138,9 +134,7 @@ def _placing(
         return None
     saved = getattr(config, "dtype", None) or torch.float32
     dtype = element if isinstance(element, torch.dtype) else saved
-    limit = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", 4096))
-    usual = Workload(_USUAL_ROWS, max(1, min(_USUAL_PROMPT, limit // 2)), _USUAL_NEW_TOKENS)
-    return choose_placing(config, dtype, target, options, workload or usual, emulate)
+    return choose_placing(config, dtype, target, options, workload, emulate)
 
 
 def _locate(name: str) -> str:

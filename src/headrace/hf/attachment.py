@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.hf.attention import set_target
+from headrace.hf.embedding import host_embedding
 from headrace.hf.observe import ObservedLayer, observe, text_config
 from headrace.hf.switch import AttentionSwitch
 from headrace.hf.weights import placed_weights
@@ -63,11 +64,13 @@ class Attachment:
         layers: what was observed of each attention layer.
         projections: for each layer how to rebuild its keys and values, or why that is not possible.
         placed: where the model's weights are, if some of them are streamed.
+        embedding: the model's input embedding, if it is on the host.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers: list[ObservedLayer] = observe(model)
         self.placed = placed_weights(model)
+        self.embedding = host_embedding(model)
         embeddings = rotary_modules(model)
         self.projections: list[LayerProjection | str] = []
         for number, layer in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""Decides where a model's weights are kept, from its configuration alone, before it is loaded."""
+"""Decides where a model's weights are kept, from its configuration alone, and puts them there."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedModelError
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
+from headrace.hf.attached_cache import open_backend
+from headrace.hf.embedding import HostEmbedding, has_own_table
 from headrace.hf.machine import machine_profile
 from headrace.hf.planning import CacheOptions
 from headrace.hf.set_aside import LIBRARY_BYTES, scratch_bytes
 from headrace.hf.slice import small_model
+from headrace.hf.weights import PlacedWeights
 from headrace.model.config import from_config
-from headrace.model.cost import model_weight_bytes
 from headrace.model.shape import ModelShape
+from headrace.plan.embedding import belongs_on_host
+from headrace.plan.memory import device_weight_bytes
 from headrace.plan.plan import Plan, make_plan
 from headrace.plan.policies import Policy
 from headrace.plan.workload import Workload
 from headrace.units import format_bytes
+
+_USUAL_ROWS, _USUAL_PROMPT, _USUAL_NEW_TOKENS = 16, 1024, 128
 
 _SHORTEST = 128
 """Tokens of the shortest prompts for which a model is placed."""
@@ -38,11 +45,13 @@ class Placing:
         share: share of the layers' weights that is streamed from the host; 0 for none.
         plan: what says so; None where all of them fit easily.
         profile: the machine that it was made for.
+        embedding_on_host: whether the input embedding stays on the host.
     """
 
     share: float
     plan: Plan | None
     profile: HardwareProfile | None
+    embedding_on_host: bool = False
 
 
 def choose_placing(
@@ -50,7 +59,7 @@ def choose_placing(
     dtype: torch.dtype,
     device: torch.device,
     options: CacheOptions,
-    workload: Workload,
+    workload: Workload | None = None,
     emulate: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Placing:
@@ -61,7 +70,8 @@ def choose_placing(
         dtype: of its weights.
         device: where it runs.
         options: budgets, policy, machine.
-        workload: the rows that there will be at once.
+        workload: the rows that there will be at once; None: a few of a usual length, of which some
+            may become as long as the model allows.
         emulate: a published machine that is emulated, or None.
         progress: is called with a line of text for each figure that is measured.
 
@@ -72,14 +82,18 @@ def choose_placing(
     if budget is not None and options.gpu_memory_bytes is not None:
         budget -= scratch_bytes(options.gpu_memory_bytes)
     shape = _shape(config, dtype)
-    if budget is None or shape is None or model_weight_bytes(shape) <= _ROOM_FOR_CACHE * budget:
+    if budget is None or shape is None:
         return Placing(0.0, None, options.profile)
+    usual, fullest = _usual(shape), _fullest(shape)
+    on_host = belongs_on_host(shape, workload or fullest, budget)
+    if device_weight_bytes(replace(shape, embedding_on_host=on_host)) <= _ROOM_FOR_CACHE * budget:
+        return Placing(0.0, None, options.profile, on_host)
     profile = options.profile
     if profile is None:
         small = small_model(config, device, dtype)
         profile = machine_profile(small, emulate=emulate, progress=progress)
     reasons: tuple[str, ...] = ()
-    for lighter in _lighter(workload):
+    for lighter in _lighter(workload or usual):
         plan = make_plan(
             shape,
             lighter,
@@ -89,7 +103,7 @@ def choose_placing(
             host_memory_bytes=_host_budget(options),
         )
         if plan.feasible:
-            return Placing(plan.weights_streamed, plan, profile)
+            return Placing(plan.weights_streamed, plan, profile, plan.embedding_on_host)
         reasons = tuple(plan.reasons[:1])
     allowed = "the device has" if options.gpu_memory_bytes is None else "gpu_memory is"
     gpu = format_bytes(options.gpu_memory_bytes or int(budget))
@@ -97,6 +111,36 @@ def choose_placing(
         f"the model does not fit, even with all of its layers' weights on the host ({allowed} "
         f"{gpu}, the host {format_bytes(_host_budget(options))}): {'; '.join(reasons)}"
     )
+
+
+def place(
+    model: nn.Module, placing: Placing, device: torch.device, profile: HardwareProfile | None
+) -> None:
+    """Put a model's weights where they are to be kept.
+
+    Args:
+        model: on any device.
+        placing: what goes where.
+        device: where it is to run.
+        profile: the machine, whose link may be emulated.
+    """
+    if placing.embedding_on_host and has_own_table(model):
+        HostEmbedding(model, open_backend(device, profile))
+    if placing.share > 0:
+        PlacedWeights(model, open_backend(device, profile), placing.share)
+    else:
+        model.to(device)
+
+
+def _usual(shape: ModelShape) -> Workload:
+    """Return the work that weights are placed for, unless it is known better."""
+    prompt_len = max(1, min(_USUAL_PROMPT, shape.max_context // 2))
+    return Workload(_USUAL_ROWS, prompt_len, _USUAL_NEW_TOKENS)
+
+
+def _fullest(shape: ModelShape) -> Workload:
+    """Return the same rows, as long as the model allows."""
+    return Workload(_USUAL_ROWS, max(1, shape.max_context - _USUAL_NEW_TOKENS), _USUAL_NEW_TOKENS)
 
 
 def _lighter(workload: Workload) -> Iterator[Workload]:

@@ -216,6 +216,7 @@ def _left_on_host(attachment: Attachment, options: CacheOptions) -> int:
     if options.host_memory_bytes is None:
         return free
     weights = 0 if attachment.placed is None else attachment.placed.streamed.host_bytes
+    weights += 0 if attachment.embedding is None else attachment.embedding.size_bytes
     return max(0, min(free, options.host_memory_bytes - weights))
 
 
@@ -267,6 +268,7 @@ def _fitting_plan(
         paths=_measured(paths, profile),
         weights_streamed=weights_streamed,
         prefill_tokens=prefill_tokens,
+        embedding_on_host=shape.embedding_on_host,
     )
     if not plan.feasible:
         limit = "" if budget is None else f" (gpu_memory is {format_bytes(budget)})"

@@ -29,6 +29,7 @@ def model_shape(model: nn.Module, attachment: Attachment, dtype: torch.dtype) ->
         dtype=str(dtype).removeprefix("torch."),
         sliding_window=max(windowed) if windowed else None,
         windowed_layers=len(windowed),
+        embedding_on_host=attachment.embedding is not None,
     )
 
 

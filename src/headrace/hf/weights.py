@@ -1,7 +1,8 @@
 """Places a model's weights: on the device, or on the host, from where they come layer by layer.
 
-Works for any decoder whose layers are the modules of one list. What is in no layer (embeddings, the
-last norm, the head) is always on the device, and so is what several layers share.
+Works for any decoder whose layers are the modules of one list. What is in no layer (the last norm,
+the head, and, unless it stays on the host, the embedding) is always on the device, and so is what
+several layers share.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import ConfigurationError, UnsupportedModelError
+from headrace.hf.embedding import host_embedding
 from headrace.hf.observe import text_config
 from headrace.model.config import from_config
 from headrace.model.kv_weights import side_by_side
@@ -106,12 +108,14 @@ def placed_weights(model: nn.Module) -> PlacedWeights | None:
 def device_bytes(model: nn.Module, device: torch.device) -> int:
     """Return the bytes of a model's parameters and buffers on a device, slots included.
 
-    Those that share memory are counted once.
+    Those that share memory are counted once, and an embedding that is on the host not at all.
     """
+    embedding = host_embedding(model)
+    elsewhere = None if embedding is None else embedding.address
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (*model.parameters(), *model.buffers())
-        if tensor.device == device
+        if tensor.device == device and tensor.data_ptr() != elsewhere
     }
     return sum(storages.values())
 

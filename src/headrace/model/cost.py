@@ -69,6 +69,13 @@ def model_weight_bytes(shape: ModelShape) -> int:
     return shape.dtype_bytes * model_weight_count(shape)
 
 
+def host_embedding_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the embedding's table, vocab·d_embed, if it stays on the host; else 0."""
+    if not shape.embedding_on_host:
+        return 0
+    return shape.dtype_bytes * shape.vocab_size * shape.embedding_width
+
+
 def all_layers_weight_bytes(shape: ModelShape) -> int:
     """Return the bytes of all layers' matrices, without embedding and head."""
     return sum(group.layers * layer_weight_bytes(group.shape) for group in shape.all_groups)

@@ -36,6 +36,8 @@ class ModelShape:
             layers; empty where all are ``num_kv_heads`` × ``head_dim``.
         activation_parts: devices over which X is divided on its way to all of them (tensor
             parallelism); 1 where each device brings in the whole.
+        embedding_on_host: whether the embedding's table stays in host memory, where the device
+            reads the rows of its tokens by itself.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ModelShape:
     d_embed: int | None = None
     kv_widths: tuple[tuple[int, int], ...] = ()
     activation_parts: int = 1
+    embedding_on_host: bool = False
 
     def __post_init__(self) -> None:
         if self.kv_widths and len(self.kv_widths) != self.num_layers:

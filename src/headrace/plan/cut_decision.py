@@ -8,7 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from headrace.hardware.profile import HardwareProfile
-from headrace.model.cost import activation_bytes_per_token, kv_bytes_per_token
+from headrace.model.cost import (
+    activation_bytes_per_token,
+    host_embedding_bytes,
+    kv_bytes_per_token,
+)
 from headrace.model.shape import ModelShape
 from headrace.plan.decided import Decision
 from headrace.plan.geometry import Geometry, prompt_granule_bytes
@@ -301,7 +305,7 @@ class CutDecider:
             end = self.workload.max_context
         return MemoryLimits(
             self.gpu_budget_bytes - sum(items.values()) - _ROUNDING_BYTES,
-            self.host_budget_bytes - _ROUNDING_BYTES,
+            self.host_budget_bytes - host_embedding_bytes(self.shape) - _ROUNDING_BYTES,
             end,
         )
 

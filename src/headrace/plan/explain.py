@@ -43,6 +43,7 @@ ITEM_NAMES = {
     "forward": "workspace of the forward pass",
     "activations": "X",
     "kv": "K/V",
+    "embedding": "input embedding",
 }
 """Items of memory (``memory.gpu_items``, ``memory.host_items``) in words."""
 
@@ -88,6 +89,7 @@ def explain(shape: ModelShape, plan: Plan, profile: HardwareProfile) -> list[str
         *_distance(plan, profile),
         *_paths(shape, plan),
         *_weights(plan),
+        *_embedding(plan),
         *_order(plan),
     ]
 
@@ -192,6 +194,14 @@ def _weights(plan: Plan) -> Iterator[str]:
             f"{_percent(plan.weights_streamed)} of the layers' weights are on the host and "
             "streamed in every step: the device's memory does not hold them, or is better used "
             "for the cache."
+        )
+
+
+def _embedding(plan: Plan) -> Iterator[str]:
+    if plan.embedding_on_host:
+        yield (
+            f"The input embedding ({format_bytes(plan.host_items['embedding'])}) stays on the "
+            "host: a step reads few of its rows, and the device's memory is better used otherwise."
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from headrace.model.cost import (
     activation_bytes_per_token,
     all_layers_weight_bytes,
+    host_embedding_bytes,
     kv_bytes_per_token,
     model_weight_bytes,
 )
@@ -54,13 +55,30 @@ def fixed_gpu_items(
     }
 
 
+def resident_bytes(shape: ModelShape, workload: Workload, prefill_tokens: int) -> int:
+    """Return the bytes on the device where weights and cache are there as a whole.
+
+    Args:
+        shape: the model.
+        workload: the batch.
+        prefill_tokens: tokens of prompts that go through the model at once.
+    """
+    fixed = fixed_gpu_items(shape, workload, 0.0, prefill_tokens)
+    return sum(fixed.values()) + workload.rows * workload.max_context * cache_bytes_per_token(shape)
+
+
 def weight_items(shape: ModelShape, weights_streamed: float) -> dict[str, int]:
     """Return the bytes of weights that stay on the device, and of the slots for the others."""
-    layers = all_layers_weight_bytes(shape)
+    layers, kept = all_layers_weight_bytes(shape), device_weight_bytes(shape)
     return {
-        "weights": round(model_weight_bytes(shape) - weights_streamed * layers),
+        "weights": round(kept - weights_streamed * layers),
         "weight_slots": round(weights_streamed * (layers + streamed_device_bytes(shape))),
     }
+
+
+def device_weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of all weights but those that stay on the host and are never brought."""
+    return model_weight_bytes(shape) - host_embedding_bytes(shape)
 
 
 def forward_bytes(shape: ModelShape, workload: Workload, prefill_tokens: int) -> int:
@@ -160,14 +178,15 @@ def host_items(
     geometry: Geometry,
     weights_streamed: float = 0.0,
 ) -> dict[str, int]:
-    """Return the bytes on the host by item: ``activations``, ``kv`` and ``weights``.
+    """Return the bytes on the host by item: ``activations``, ``kv``, ``weights``, ``embedding``.
 
     The cache is counted at the end of the generation, in whole pages. X is kept instead of K/V for
     the tokens that are rebuilt.
     """
     weights = round(weights_streamed * all_layers_weight_bytes(shape))
+    items = {"weights": weights, "embedding": host_embedding_bytes(shape)}
     if placement.all_resident:
-        return {"activations": 0, "kv": 0, "weights": weights}
+        return {"activations": 0, "kv": 0, **items}
     block, rows = geometry.block_tokens, workload.rows
     rebuilt = round(placement.recompute * workload.prompt_len)
     x_pages = rows * -(-rebuilt // block)
@@ -177,5 +196,5 @@ def host_items(
     return {
         "activations": x_pages * block * x_bytes,
         "kv": kv * block * cache_bytes_per_token(shape),
-        "weights": weights,
+        **items,
     }

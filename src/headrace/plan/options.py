@@ -53,6 +53,8 @@ class PlanOptions:
         schedule: row-by-row or column-by-column; None: the faster one, where there are batches.
         prefill_tokens: tokens of prompts that go through the model at once; None: chosen (see
             ``prompt_parts``).
+        embedding_on_host: whether the input embedding stays on the host (see ``embedding``); None:
+            where it has a table of its own and not everything fits on the device.
         communication_s: seconds of a step in which the device exchanges results with others.
     """
 
@@ -66,6 +68,7 @@ class PlanOptions:
     weights_streamed: float | None = None
     schedule: Schedule | None = None
     prefill_tokens: int | None = None
+    embedding_on_host: bool | None = None
     communication_s: float = 0.0
 
     @classmethod
@@ -82,6 +85,7 @@ class PlanOptions:
         weights_streamed: float | None = None,
         schedule: Schedule | str | None = None,
         prefill_tokens: int | None = None,
+        embedding_on_host: bool | None = None,
     ) -> PlanOptions:
         """Return options, or raise for one that is not allowed.
 
@@ -118,6 +122,7 @@ class PlanOptions:
             weights_streamed,
             None if schedule is None else _named(Schedule, "schedule", schedule),
             prefill_tokens,
+            embedding_on_host,
         )
 
     def on(self, profile: HardwareProfile) -> PlanOptions:

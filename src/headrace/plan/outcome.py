@@ -34,6 +34,7 @@ class Plan:
         communication_s: seconds of a step in which the device exchanges results with others.
         prefill_tokens: tokens of prompts that go through the model at once; fewer than a prompt has
             where these come in parts.
+        embedding_on_host: whether the input embedding stays on the host.
         granule_pages: pages of K/V in a granule.
         gpu_items: bytes on the device, by item.
         host_items: bytes on the host, by item.
@@ -64,6 +65,7 @@ class Plan:
     weights_streamed: float
     communication_s: float
     prefill_tokens: int
+    embedding_on_host: bool
     granule_pages: int
     gpu_items: Mapping[str, int]
     host_items: Mapping[str, int]
@@ -127,6 +129,7 @@ class Plan:
             "placement": asdict(self.placement),
             "weights_streamed": self.weights_streamed,
             "prefill_tokens": self.prefill_tokens,
+            "embedding_on_host": self.embedding_on_host,
             **geometry,
             "granule_pages": self.granule_pages,
             "gpu_items": dict(self.gpu_items),

@@ -14,10 +14,9 @@ from headrace.hardware.profile import HardwareProfile
 from headrace.model.cost import (
     all_layers_weight_bytes,
     layer_dense_flops,
-    model_weight_bytes,
 )
 from headrace.model.shape import ModelShape
-from headrace.plan.memory import cache_bytes_per_token, forward_bytes, hidden_bytes_per_token
+from headrace.plan.memory import cache_bytes_per_token, hidden_bytes_per_token, resident_bytes
 from headrace.plan.workload import Workload
 
 PREFILL_SHARE = 0.05
@@ -50,8 +49,8 @@ def prefill_tokens(
     Raises:
         ProfileError: the machine has no rate for the model's element type.
     """
-    most = int(PREFILL_SHARE * budget_bytes / hidden_bytes_per_token(shape))
-    if not streams_weights and not _fits(shape, workload, budget_bytes, most):
+    most = _most_tokens(shape, budget_bytes)
+    if not streams_weights and not everything_fits(shape, workload, budget_bytes):
         most = min(most, _busy_tokens(shape, workload, profile))
     return _whole(workload, most)
 
@@ -61,12 +60,21 @@ def fewer_tokens(workload: Workload, tokens: int) -> int:
     return _whole(workload, tokens // 2)
 
 
-def _fits(shape: ModelShape, workload: Workload, budget_bytes: float, tokens: int) -> bool:
-    """Return whether model and cache fit on the device beside a forward of so many tokens."""
-    cache = workload.rows * workload.max_context * cache_bytes_per_token(shape)
-    return (
-        model_weight_bytes(shape) + cache + forward_bytes(shape, workload, tokens) <= budget_bytes
-    )
+def everything_fits(shape: ModelShape, workload: Workload, budget_bytes: float) -> bool:
+    """Return whether model and cache fit on the device, with as many tokens at once as may be.
+
+    Args:
+        shape: the model.
+        workload: the batch.
+        budget_bytes: device memory that may be used.
+    """
+    tokens = _most_tokens(shape, budget_bytes)
+    return resident_bytes(shape, workload, tokens) <= budget_bytes
+
+
+def _most_tokens(shape: ModelShape, budget_bytes: float) -> int:
+    """Return the most tokens of prompts that may take their share of the budget."""
+    return int(PREFILL_SHARE * budget_bytes / hidden_bytes_per_token(shape))
 
 
 def _busy_tokens(shape: ModelShape, workload: Workload, profile: HardwareProfile) -> int:

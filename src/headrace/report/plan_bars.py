@@ -42,6 +42,7 @@ _HOST_ITEMS = {
     "kv": ("K/V", LOOKS["load_kv"]),
     "activations": ("X", LOOKS["load_activations"]),
     "weights": ("streamed weights", LOOKS["load_weights"]),
+    "embedding": ("input embedding", LOOKS["dense"]),
 }
 
 

@@ -8,12 +8,12 @@ from headrace.bench import budgets
 from headrace.bench.budgets import choose_budget, choose_wanted
 from headrace.bench.catalogue import CASES
 from headrace.bench.sizes import Limits, Most, fit
-from headrace.bench.suite import place
 from headrace.engine import loading
 from headrace.engine.loading import dummy_model
 from headrace.hardware.catalog import machine
 from headrace.hf import placing
 from headrace.hf.machine import shape_of
+from headrace.hf.placing import place
 from headrace.hf.set_aside import LIBRARY_BYTES, set_aside_of
 from headrace.plan.plan import make_plan
 from headrace.plan.workload import Workload
@@ -32,7 +32,7 @@ def chosen(emulated, name, most=None, narrow=8):
     sizes = fitted.sizes
     model = dummy_model(sizes.model, layers=2, narrow=narrow, device="cpu").model
     wanted = choose_wanted(case, fitted, model, emulated, STEPS)
-    place(model, wanted.weights_on_host, emulated)
+    place(model, wanted.placing, torch.device("cpu"), emulated)
     return fitted, model, wanted, choose_budget(case, fitted, wanted, model, emulated, STEPS)
 
 
@@ -51,12 +51,13 @@ def plan_of(fitted, model, budget, profile):
         replace(profile, device_memory_bytes=1 << 40),
         gpu_memory_bytes=set_aside_of(model, work).left_of(budget.gpu_bytes),
         weights_streamed=budget.weights_on_host,
+        embedding_on_host=shape.embedding_on_host,
     )
 
 
 def test_a_small_slice_has_room_for_the_same_share_of_the_cache(profile):
     fitted, model, wanted, budget = chosen(profile, "opt-6.7b-24gib", Most(2, 8, 512))
-    assert budget.weights_on_host == wanted.weights_on_host == 0.0
+    assert budget.weights_on_host == wanted.placing.share == 0.0
     assert 0.1 < wanted.resident < 0.5
     plan = plan_of(fitted, model, budget, profile)
     assert plan.feasible
@@ -69,9 +70,10 @@ def test_a_small_slice_has_room_for_the_same_share_of_the_cache(profile):
 
 def test_a_model_that_does_not_fit_streams_the_same_share_of_its_weights(profile):
     fitted, model, wanted, budget = chosen(profile, "opt-13b-16gib", Most(2, 8, 512))
-    assert 0.2 < wanted.weights_on_host < 0.8
+    share = wanted.placing.share
+    assert 0.2 < share < 0.8
     # A parameter is streamed whole or not at all.
-    assert wanted.weights_on_host <= budget.weights_on_host < wanted.weights_on_host + 0.15
+    assert share <= budget.weights_on_host < share + 0.15
     assert plan_of(fitted, model, budget, profile).feasible
 
 
@@ -103,9 +105,8 @@ def test_on_a_gpu_of_80_gib_every_policy_of_every_case_fits(name, monkeypatch):
     config = loading._config(sizes.shape, sizes.layers, sizes.shape.vocab_size, context)
     weight = torch.empty(0, dtype=torch.bfloat16)
     model = SimpleNamespace(config=config, parameters=lambda: iter([weight]))
-    share = case.weights_on_host
-    if share is None:
-        share = budgets._placed_share(case, sizes, model, profile, STEPS)
+    found = budgets._placing(case, sizes, model, profile, STEPS)
+    share = found.share if case.weights_on_host is None else case.weights_on_host
     room = case.gpu_memory and parse_bytes(case.gpu_memory, setting="") - LIBRARY_BYTES
     for policy in case.policies:
         plan = make_plan(
@@ -115,5 +116,6 @@ def test_on_a_gpu_of_80_gib_every_policy_of_every_case_fits(name, monkeypatch):
             policy=policy,
             gpu_memory_bytes=room,
             weights_streamed=share,
+            embedding_on_host=found.embedding_on_host,
         )
         assert plan.feasible, (policy, plan.reasons)
