@@ -33,14 +33,14 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(headrace, files):
     words = ("--output", files / "suite.json", "--page", files / "suite.html", "--json")
-    return headrace("bench", "rivals-opt-6.7b", *TINY, *words)
+    return headrace("bench", "paper-latency-512", *TINY, *words)
 
 
 def test_policies_and_rivals_run_the_same_work(measured):
     assert measured.returncode == 0, measured.stderr
     data = json.loads(measured.stdout)
     assert data["schema_version"] == 2
-    assert data["workloads"] == ["rivals-opt-6.7b"]
+    assert data["workloads"] == ["paper-latency-512"]
     (case,) = data["cases"]
     assert case.keys() >= CASE
     policies = ["stream", "kvpr", "recompute", "host", "auto"]
@@ -104,7 +104,7 @@ def test_the_bound_of_every_policy_is_known_beforehand(measured):
 def test_the_files_have_the_same_figures_and_the_page_needs_nothing_else(measured, files):
     assert json.loads((files / "suite.json").read_text()) == json.loads(measured.stdout)
     page = (files / "suite.html").read_text()
-    assert "rivals-opt-6.7b" in page
+    assert "paper-latency-512" in page
     assert "transformers-offloaded: its cache is offloaded" in page
     assert "Emulated" in page
     assert "<script src" not in page
@@ -114,7 +114,7 @@ def test_the_files_have_the_same_figures_and_the_page_needs_nothing_else(measure
 
 def test_the_report_says_the_bound_before_the_figures(stored_profile, capsys):
     words = ("--policies", "stream,auto", "--rivals", "none", "--quiet")
-    done = run_here(capsys, "bench", "rivals-opt-6.7b", *TINY, *words)
+    done = run_here(capsys, "bench", "paper-latency-512", *TINY, *words)
     assert (done.returncode, done.stderr) == (0, "")
     asked, taken = "all 32 layers asked", r"[12] rows × 64 tokens, 1 of 32 layers \(1/8 as wide\)"
     assert re.search(f"{asked}, {taken}", done.stdout)
@@ -128,8 +128,8 @@ def test_a_share_of_the_weights_is_streamed(stored_profile, capsys, monkeypatch)
     placed = []
     place = suite.place
 
-    def noted(model, share, profile):
-        place(model, share, profile)
+    def noted(model, *more):
+        place(model, *more)
         placed.append(placed_weights(model).share)
 
     monkeypatch.setattr(suite, "place", noted)
@@ -152,11 +152,11 @@ def test_a_case_that_cannot_run_does_not_take_the_others_along(stored_profile, c
 
     monkeypatch.setattr(suite, "run_case", failing)
     words = ("--policies", "stream", "--rivals", "none", "--json", "--quiet")
-    done = run_here(capsys, "bench", "fits-1", "rivals-opt-6.7b", *TINY, *words)
+    done = run_here(capsys, "bench", "fits-1", "paper-latency-512", *TINY, *words)
     assert done.returncode == 0
     data = json.loads(done.stdout)
     assert data["unable"] == [{"name": "fits-1", "reason": "there is no room"}]
-    assert [case["case"] for case in data["cases"]] == ["rivals-opt-6.7b"]
+    assert [case["case"] for case in data["cases"]] == ["paper-latency-512"]
 
 
 @pytest.mark.parametrize(
