@@ -25,6 +25,7 @@ from headrace.hf.rows_cache import RowsCache
 from headrace.hf.weights import PlacedWeights
 from headrace.plan.workload import Workload
 from headrace.runtime.cpu_lanes import CpuBackend
+from headrace.timeline import H2D_LANES
 
 MODELS = ["llama-gqa", "opt", "mistral-window"]
 SHARES = [0.0, 0.5, 1.0]
@@ -124,3 +125,36 @@ def test_row_by_row_and_column_by_column(way, streamed, batches):
         cache.paged.layout.check_integrity()
     for prompt, tokens in zip(prompts, torch.stack(made, 1).tolist(), strict=True):
         assert tuple(tokens) == alone(name, prompt, MOST_TOKENS)[: steps + 1]
+
+
+@pytest.mark.parametrize("tokens", [90, 30])
+@pytest.mark.parametrize("policy", ["stream", "recompute"])
+def test_nothing_is_loaded_ahead_of_a_prompt(monkeypatch, policy, tokens):
+    """Of whole prompts nothing comes, of parts what went before; only of the last one more."""
+    loads, transfer = [], CpuBackend.transfer
+
+    def noted(backend, lane, copies, after, timed=False):
+        if lane in H2D_LANES:
+            loads[-1] += sum(copy.size_bytes for copy in copies)
+        return transfer(backend, lane, copies, after, timed)
+
+    monkeypatch.setattr(CpuBackend, "transfer", noted)
+    run_forward = RowsCache.forward
+
+    def forward(cache, rows, some, next_rows=None):
+        loads.append(0)
+        return run_forward(cache, rows, some, next_rows)
+
+    monkeypatch.setattr(RowsCache, "forward", forward)
+    options = CacheOptions.checked(policy, None, None, None, None, None, poison=True)
+    model, prompts = make_model("llama-gqa"), [beginning(row)[:90] for row in range(3)]
+    with RowsCache(model, Workload(3, 90, 8), options, prefill_tokens=tokens) as cache:
+        batch = RowsBatch(*padded(prompts), cache)
+        batch.prefill()
+        batch.step(torch.zeros(3, dtype=torch.int64))
+    parts = 90 // tokens
+    first = [size for place, size in enumerate(loads[:-2]) if place % parts == 0]
+    assert first == [0] * 3 if parts > 1 else [0] * 2
+    later = [size for place, size in enumerate(loads[:-2]) if place % parts]
+    assert all(size > 0 for size in later)
+    assert loads[-1] > 0

@@ -227,7 +227,7 @@ class Batcher:
         rows, tokens = roster.next_forward(cache.prefill_tokens, self._prompts_next)
         decoded = len(rows) if rows.start < roster.decoding else 0
         self._prompts_next = decoded > 0
-        following = None if decoded else range(roster.decoding) or None
+        following = None if decoded else range(roster.decoding)
         try:
             logits = cache.forward(rows, tokens, following)
         except MemoryBudgetError as error:

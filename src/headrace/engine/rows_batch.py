@@ -49,8 +49,13 @@ class RowsBatch:
         """Run the prompts; return the logits of the next token, float32 ``[B, V]``."""
         start_s = time.perf_counter()
         rows = self._cache.add(len(self._prompts))
-        logits = torch.cat([self._group(group) for group in self._groups(rows)])
-        return self._noted(logits, start_s)
+        forwards = [(group, part) for group in self._groups(rows) for part in self._parts(group)]
+        logits: dict[int, Tensor] = {}
+        for number, (group, part) in enumerate(forwards, 1):
+            # Only the last one is followed by a step.
+            after = self._batches[0] if number == len(forwards) else range(0)
+            logits[group.start] = self._cache.forward(group, part, after)
+        return self._noted(torch.cat([*logits.values()]), start_s)
 
     def _groups(self, rows: range) -> Iterator[range]:
         longest = max(len(prompt) for prompt in self._prompts)
@@ -58,14 +63,15 @@ class RowsBatch:
         for first in range(rows.start, rows.stop, at_once):
             yield range(first, min(first + at_once, rows.stop))
 
-    def _group(self, rows: range) -> Tensor:
-        """Run some rows' prompts: all at once, or a single one in parts."""
+    def _parts(self, rows: range) -> Iterator[list[list[int]]]:
+        """Yield some rows' prompts: all at once, or a single one in parts."""
         prompts = self._prompts[rows.start : rows.stop]
         limit = self._cache.prefill_tokens
         if len(prompts) > 1:
-            return self._cache.forward(rows, prompts)
-        parts = [prompts[0][start : start + limit] for start in range(0, len(prompts[0]), limit)]
-        return [self._cache.forward(rows, [part]) for part in parts][-1]
+            yield prompts
+            return
+        for start in range(0, len(prompts[0]), limit):
+            yield [prompts[0][start : start + limit]]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Run one token a row, int64 ``[B]``; return the logits of the next."""

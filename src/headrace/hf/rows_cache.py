@@ -33,7 +33,7 @@ class _Forward:
         rows: the rows that take part.
         new: for each of them, the indices of the inputs that are tokens.
         first_columns: for each of them, the number within the row that an input of index 0 has.
-        next_rows: the rows that will probably decode in the forward after it.
+        next_rows: the rows that will probably decode in the forward after it; None: the same.
     """
 
     rows: range
@@ -191,7 +191,7 @@ class RowsCache(AttachedCache):
             rows: rows that follow each other.
             tokens: for each, its next tokens, one or more.
             next_rows: the rows that will probably decode in the forward after this one, so that
-                their loads may start ahead; None: the same.
+                their loads may start ahead; None: the same; empty: none will.
 
         Returns:
             The logits of each row's next token, float32 ``[B, V]``, on the model's device.

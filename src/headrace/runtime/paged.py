@@ -105,6 +105,7 @@ class PagedCache:
         self._works = WorkMaker(
             self._tail, self._windows, self._flat, self._writer, settings.workspace_bytes
         )
+        self._streams_weights = weights is not None
         self._host: HostLane | None = None
         self.host_note: str | None = None
         """Why the host attends without the native kernel, if it does."""
@@ -232,7 +233,7 @@ class PagedCache:
             position_Bq: int64, on the device; the position of each input, for rotary embedding.
             rows: the rows that take part; None: all. All of B are these, here and in ``attend``.
             next_rows: the rows that will probably decode in the step after this one; None: the
-                same.
+                same; empty: none will, so that nothing of the cache need be loaded ahead.
         """
         rows = range(self.rows) if rows is None else rows
         if q_len == 1 and self._attends_flat:
@@ -259,7 +260,12 @@ class PagedCache:
             seen = [row.hidden for row in some]
             self._flat.begin_step(index.token_Bq, moves.new, moves.first_token, seen, rows)
         after = rows if next_rows is None else next_rows
-        later = self._programs.program(after, 1, self._noted_tokens(after), costed=costed)
+        if not after and self._streams_weights:
+            # They come ahead of any step.
+            after = rows
+        later = None
+        if after:
+            later = self._programs.program(after, 1, self._noted_tokens(after), costed=costed)
         self._conveyor.begin_step(program, later)
 
     @property
