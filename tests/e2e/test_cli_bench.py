@@ -143,6 +143,7 @@ def test_a_published_shape_gets_random_weights_and_on_a_cpu_few_layers(
         (("demo", "--batches", "1,0"), ["--batches is '1,0'", "1 to --rows"]),
         (("demo", "--batches", "9"), ["--batches is '9'", "1 to --rows (8)"]),
         (("demo", "--prompt", "64", "--weights-on-host", "1.5"), ["share is 1.5", "0 to 1"]),
+        (("demo", "--prompt", "64", "--weights-on-host", "-1"), ["share is -1.0", "0 to 1"]),
         (("demo", "--layers", "0"), ["published shapes", "'demo'"]),
         (("demo", "--dummy-weights"), ["published shapes", "'demo'"]),
         (("opt-6.7b", "--layers", "0"), ["layers is 0", "1 to 32"]),

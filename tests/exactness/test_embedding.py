@@ -1,6 +1,9 @@
 """The input embedding on the host, beside every way of bringing the cache to bear."""
 
 import copy
+import gc
+import weakref
+from argparse import Namespace
 
 import pytest
 import torch
@@ -16,7 +19,10 @@ from tests.support import (
     shared_model,
 )
 
+from headrace.cli import bench
+from headrace.engine.loading import LoadedModel
 from headrace.errors import ConfigurationError, UnsupportedModelError
+from headrace.hardware.catalog import machine
 from headrace.hf.embedding import HostEmbedding, has_own_table, host_embedding
 from headrace.hf.machine import shape_of
 from headrace.hf.placing import Placing, choose_placing, place
@@ -94,17 +100,56 @@ def test_a_model_without_an_embedding_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("budget", "on_host"),
-    # All of it: 500 kB of weights and 16 rows of 192 bytes a token and layer.
-    [(8_000_000, False), (2_000_000, True), (700_000, True)],
+    ("budget", "longest", "short"),
+    # Weights of 390 kB and 16 rows of 1 kB a token: 8 MB for rows as long as there are positions.
+    [(16_000_000, False, False), (2_000_000, True, False), (400_000, True, True)],
 )
-def test_it_is_placed_for_rows_as_long_as_the_model_allows(budget, on_host):
+def test_it_is_placed_for_rows_as_long_as_the_model_allows(budget, longest, short):
     config = make_model("llama-gqa", vocab_size=500).config
     options = CacheOptions.checked("auto", budget, None, None, None, MACHINE, poison=False)
-    placing = choose_placing(config, torch.float32, CPU, options)
-    assert placing.embedding_on_host is on_host
-    short = choose_placing(config, torch.float32, CPU, options, Workload(1, 8, 8))
-    assert not short.embedding_on_host or budget < 1_000_000
+    assert choose_placing(config, torch.float32, CPU, options).embedding_on_host is longest
+    work = Workload(1, 8, 8)
+    assert choose_placing(config, torch.float32, CPU, options, work).embedding_on_host is short
+
+
+def test_the_share_that_is_asked_for_is_streamed_beside_it(placed):
+    model = placed("llama-gqa")
+    loaded = LoadedModel("tiny", model, None)
+    share = bench._place(Namespace(weights_on_host=0.5), loaded, machine(MACHINE)).share
+    assert placed_weights(model).share == share >= 0.5
+    assert host_embedding(model) is not None
+
+
+def test_where_the_host_has_little_memory_it_stays_on_the_device():
+    config = make_model("llama-gqa", vocab_size=5000).config
+    table = 5000 * config.hidden_size * 4
+    for host, on_host in ((9 * table, True), (7 * table, False)):
+        options = CacheOptions.checked("auto", 4_000_000, host, None, None, MACHINE, poison=False)
+        placing = choose_placing(config, torch.float32, CPU, options)
+        assert placing.embedding_on_host is on_host
+
+
+def test_a_model_ends_with_its_last_user(placed):
+    model = placed("llama-gqa")
+    ended = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert ended() is None
+    finally:
+        gc.enable()
+
+
+def test_a_model_that_got_another_table_has_it_on_the_device(placed):
+    model = placed("llama-gqa")
+    copied = copy.deepcopy(model)
+    assert host_embedding(copied) is None
+    model.to(torch.bfloat16)
+    assert host_embedding(model) is None
+    model._headrace_host_embedding.release()
+    assert table_of(model).dtype is torch.bfloat16
+    HostEmbedding(copied, CpuBackend())
+    assert host_embedding(copied).size_bytes == table_of(copied).nbytes
 
 
 def test_what_is_planned_is_what_there_is():

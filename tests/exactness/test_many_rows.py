@@ -25,7 +25,7 @@ from headrace.hf.rows_cache import RowsCache
 from headrace.hf.weights import PlacedWeights
 from headrace.plan.workload import Workload
 from headrace.runtime.cpu_lanes import CpuBackend
-from headrace.timeline import H2D_LANES
+from headrace.timeline import Lane
 
 MODELS = ["llama-gqa", "opt", "mistral-window"]
 SHARES = [0.0, 0.5, 1.0]
@@ -127,34 +127,47 @@ def test_row_by_row_and_column_by_column(way, streamed, batches):
         assert tuple(tokens) == alone(name, prompt, MOST_TOKENS)[: steps + 1]
 
 
+@pytest.mark.parametrize("streamed", [0.0, 1.0])
 @pytest.mark.parametrize("tokens", [90, 30])
-@pytest.mark.parametrize("policy", ["stream", "recompute"])
-def test_nothing_is_loaded_ahead_of_a_prompt(monkeypatch, policy, tokens):
-    """Of whole prompts nothing comes, of parts what went before; only of the last one more."""
-    loads, transfer = [], CpuBackend.transfer
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_loaded_ahead_of_prompts_is_of_use(monkeypatch, way, tokens, streamed):
+    """Nothing for another row's prompt, for a part what went before, for a step the first of it."""
+    loads, transfer, run_forward = [], CpuBackend.transfer, RowsCache.forward
 
     def noted(backend, lane, copies, after, timed=False):
-        if lane in H2D_LANES:
+        if lane in (Lane.LOAD_KV, Lane.LOAD_ACTIVATIONS):
             loads[-1] += sum(copy.size_bytes for copy in copies)
         return transfer(backend, lane, copies, after, timed)
 
-    monkeypatch.setattr(CpuBackend, "transfer", noted)
-    run_forward = RowsCache.forward
-
-    def forward(cache, rows, some, next_rows=None):
+    def forward(cache, *arguments):
         loads.append(0)
-        return run_forward(cache, rows, some, next_rows)
+        return run_forward(cache, *arguments)
 
-    monkeypatch.setattr(RowsCache, "forward", forward)
-    options = CacheOptions.checked(policy, None, None, None, None, None, poison=True)
-    model, prompts = make_model("llama-gqa"), [beginning(row)[:90] for row in range(3)]
-    with RowsCache(model, Workload(3, 90, 8), options, prefill_tokens=tokens) as cache:
-        batch = RowsBatch(*padded(prompts), cache)
-        batch.prefill()
-        batch.step(torch.zeros(3, dtype=torch.int64))
+    def run_one(ahead):
+        loads.clear()
+        monkeypatch.setattr(RowsCache, "forward", ahead)
+        policy, recompute, host = way
+        options = CacheOptions.checked(policy, None, None, recompute, host, None, poison=True)
+        prompts = [beginning(row)[:90] for row in range(3)]
+        with RowsCache(
+            placed("llama-gqa", streamed), Workload(3, 90, 8), options, prefill_tokens=tokens
+        ) as cache:
+            RowsBatch(*padded(prompts), cache).prefill()
+            forward(cache, range(3), [[0]] * 3, range(0))
+        return list(loads)
+
+    monkeypatch.setattr(CpuBackend, "transfer", noted)
+    needed = run_one(lambda cache, rows, some, *_: forward(cache, rows, some, range(0)))
+    found = run_one(forward)
     parts = 90 // tokens
-    first = [size for place, size in enumerate(loads[:-2]) if place % parts == 0]
-    assert first == [0] * 3 if parts > 1 else [0] * 2
-    later = [size for place, size in enumerate(loads[:-2]) if place % parts]
-    assert all(size > 0 for size in later)
-    assert loads[-1] > 0
+    if not streamed:
+        # What comes with streamed weights comes ahead of any step.
+        assert needed[0] == 0
+        assert sum(found) == sum(needed)
+    if sum(needed):
+        # The last prompt's forward, too, brings something for the step.
+        assert found[-2] > (0 if parts == 1 else needed[-2])
+    if parts == 1:
+        assert found[:-2] == [0] * 2 or streamed
+    elif way[0] != "resident":
+        assert found[0] > 0

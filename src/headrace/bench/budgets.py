@@ -84,8 +84,7 @@ def choose_wanted(
     """
     share = case.weights_on_host
     if fitted.asked == fitted.sizes or case.gpu_memory is None:
-        placing = _placing(case, fitted.sizes, model, profile, steps)
-        return Wanted(placing if share is None else replace(placing, share=share), None)
+        return Wanted(_placing(case, fitted.sizes, model, profile, steps), None)
     asked = parse_bytes(case.gpu_memory, setting="gpu_memory")
     best = _plan(fitted.asked, steps, _ample(profile), asked, share)
     placing = Placing(best.weights_streamed, None, profile, best.embedding_on_host)
@@ -186,8 +185,12 @@ def _placing(
 ) -> Placing:
     """Return where a model's weights go, so that a budget has room for them under any policy.
 
-    All policies run with the same weights, and one whose buffers are larger leaves less room.
+    All policies run with the same weights, and one whose buffers are larger leaves less room. Where
+    the case says how much is streamed, the embedding goes along.
     """
+    if case.weights_on_host is not None:
+        own = not sizes.shape.tied_embeddings
+        return Placing(case.weights_on_host, None, profile, own and case.weights_on_host > 0)
     parameter = next(model.parameters())
     dtype: torch.dtype = parameter.dtype
     config: Any = model.config

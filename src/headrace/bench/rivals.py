@@ -115,7 +115,9 @@ def why_not(rival: Rival, work: BatchWork, options: MeasureOptions) -> str | Non
     else:
         total = torch.cuda.get_device_properties(device).total_memory
         forward = min(_PREFILL_TOKENS, rows * prompt_len) * hidden_bytes_per_token(shape_of(model))
-        free, where = total - device_bytes(model, device) - forward, "device"
+        embedding = host_embedding(model)
+        weights = device_bytes(model, device) + (0 if embedding is None else embedding.size_bytes)
+        free, where = total - weights - forward, "device"
     if needed > 0.95 * free:
         return (
             f"its cache takes {format_bytes(needed)}, and the {where} has "

@@ -143,14 +143,13 @@ def _place(
     args: argparse.Namespace, loaded: LoadedModel, profile: HardwareProfile
 ) -> PlacedWeights | None:
     """Bring the share of a model's weights to the host that is asked for, or does not fit."""
-    from headrace.hf.embedding import host_embedding
     from headrace.hf.placing import Placing, choose_placing, place
     from headrace.hf.planning import CacheOptions
     from headrace.hf.weights import placed_weights
     from headrace.plan.workload import Workload
 
     placed = placed_weights(loaded.model)
-    if placed is not None or host_embedding(loaded.model) is not None:
+    if placed is not None:
         return placed
     placing = Placing(args.weights_on_host or 0.0, None, profile)
     parameter = next(loaded.model.parameters())

@@ -227,9 +227,8 @@ class Batcher:
         rows, tokens = roster.next_forward(cache.prefill_tokens, self._prompts_next)
         decoded = len(rows) if rows.start < roster.decoding else 0
         self._prompts_next = decoded > 0
-        following = None if decoded else range(roster.decoding)
         try:
-            logits = cache.forward(rows, tokens, following)
+            logits = cache.forward(rows, tokens, *roster.following(rows, tokens))
         except MemoryBudgetError as error:
             if cache.broken:
                 return Step(self._begin_anew(error), 0)

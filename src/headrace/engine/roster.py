@@ -93,6 +93,26 @@ class Roster:
         tokens = [sample.tokens[sample.cached :] for sample in prompts[:count]]
         return range(first, first + count), tokens
 
+    def following(self, rows: range, tokens: list[list[int]]) -> tuple[range | None, int]:
+        """Return what the forward after one will probably be, for whose loads it is known ahead.
+
+        Args:
+            rows: of the one before it, which is about to begin.
+            tokens: its tokens of each.
+
+        Returns:
+            Its rows, None for the same and none for such as have nothing cached, and how many
+            inputs each will have.
+        """
+        if rows.start < self.decoding:
+            return None, 1
+        if self.decoding:
+            return range(self.decoding), 1
+        left = self.samples[rows.start].left - len(tokens[0])
+        if left > 0:
+            return rows, min(left, len(tokens[0]))
+        return (None if rows.stop == len(self.samples) else range(0)), 1
+
     def part(self, cache: RowsCache, rows: range, logits: Tensor) -> tuple[list[Sample], Tensor]:
         """Let rows all of whose tokens are in the cache decode from now on.
 

@@ -50,11 +50,11 @@ class RowsBatch:
         start_s = time.perf_counter()
         rows = self._cache.add(len(self._prompts))
         forwards = [(group, part) for group in self._groups(rows) for part in self._parts(group)]
+        first_step = self._batches[0], [[0]]
         logits: dict[int, Tensor] = {}
-        for number, (group, part) in enumerate(forwards, 1):
-            # Only the last one is followed by a step.
-            after = self._batches[0] if number == len(forwards) else range(0)
-            logits[group.start] = self._cache.forward(group, part, after)
+        for (group, part), (after, inputs) in pairwise([*forwards, first_step]):
+            longest = max(map(len, inputs))
+            logits[group.start] = self._cache.forward(group, part, after, longest)
         return self._noted(torch.cat([*logits.values()]), start_s)
 
     def _groups(self, rows: range) -> Iterator[range]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ class HostEmbedding:
     like any other, and nothing is copied but the rows that a forward reads.
 
     Args:
-        model: on any device. No forward of it is recorded yet, nor is any under way.
+        model: on any device. No cache of it may be open, for forwards may have been recorded: as
+            little when the embedding is released.
         backend: the device, and the link to it.
 
     Raises:
@@ -32,7 +34,8 @@ class HostEmbedding:
             raise ConfigurationError("the input embedding is on the host already; release it first")
         self._weight = _own_table(model)
         self._backend = backend
-        self._model = model
+        # Without a cycle, so that a model is freed as soon as nobody uses it.
+        self._model = weakref.ref(model)
         box = backend.mailbox(self._weight.shape, self._weight.dtype)
         box.host.copy_(self._weight.detach())
         self._weight.data = box.device
@@ -50,21 +53,32 @@ class HostEmbedding:
         """Where the table begins, for host and device."""
         return self._host.data_ptr()
 
+    def is_of(self, model: nn.Module) -> bool:
+        """Return whether the table is the one that a model reads: it may have got another since."""
+        module = _embedding_of(model)
+        return module is not None and module.weight.data_ptr() == self.address
+
     def release(self) -> None:
         """Bring the table to the device; may be called again."""
-        if host_embedding(self._model) is not self:
+        model = self._model()
+        if model is None or getattr(model, _ATTRIBUTE, None) is not self:
             return
         self._backend.synchronize()
-        self._weight.data = self._host.to(self._backend.device, copy=True)
+        if self.is_of(model):
+            self._weight.data = self._host.to(self._backend.device, copy=True)
         self._backend.free_host(self._host)
-        object.__delattr__(self._model, _ATTRIBUTE)
+        object.__delattr__(model, _ATTRIBUTE)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HostEmbedding:
+        """Return the same: a copied model has a table of its own, on the device."""
+        return self
 
 
 def host_embedding(model: nn.Module) -> HostEmbedding | None:
     """Return a model's embedding on the host, or None if it is on the device."""
     found = getattr(model, _ATTRIBUTE, None)
     assert found is None or isinstance(found, HostEmbedding)
-    return found
+    return found if found is not None and found.is_of(model) else None
 
 
 def has_own_table(model: nn.Module) -> bool:
@@ -78,9 +92,8 @@ def has_own_table(model: nn.Module) -> bool:
 
 def _own_table(model: nn.Module) -> nn.Parameter:
     """Return the table of a model's input embedding, or raise ``UnsupportedModelError``."""
-    find: Any = getattr(model, "get_input_embeddings", None)
-    module = None if find is None else find()
-    if not isinstance(module, nn.Embedding):
+    module = _embedding_of(model)
+    if module is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no input embedding that could stay on the host"
         )
@@ -93,6 +106,16 @@ def _own_table(model: nn.Module) -> nn.Parameter:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight
+
+
+def _embedding_of(model: nn.Module) -> nn.Embedding | None:
+    """Return a model's input embedding, or None if it has none of the usual kind."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    try:
+        module = None if find is None else find()
+    except NotImplementedError:
+        return None
+    return module if isinstance(module, nn.Embedding) else None
 
 
 def _holds(module: nn.Module, weight: Tensor) -> bool:

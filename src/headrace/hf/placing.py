@@ -13,7 +13,7 @@ from headrace.errors import ConfigurationError, MemoryBudgetError, UnsupportedMo
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
 from headrace.hf.attached_cache import open_backend
-from headrace.hf.embedding import HostEmbedding, has_own_table
+from headrace.hf.embedding import HostEmbedding, has_own_table, host_embedding
 from headrace.hf.machine import machine_profile
 from headrace.hf.planning import CacheOptions
 from headrace.hf.set_aside import LIBRARY_BYTES, scratch_bytes
@@ -70,8 +70,8 @@ def choose_placing(
         dtype: of its weights.
         device: where it runs.
         options: budgets, policy, machine.
-        workload: the rows that there will be at once; None: a few of a usual length, of which some
-            may become as long as the model allows.
+        workload: the rows that there will be at once; None: a few of a usual length, which under a
+            budget may become as long as the model allows.
         emulate: a published machine that is emulated, or None.
         progress: is called with a line of text for each figure that is measured.
 
@@ -84,8 +84,9 @@ def choose_placing(
     shape = _shape(config, dtype)
     if budget is None or shape is None:
         return Placing(0.0, None, options.profile)
-    usual, fullest = _usual(shape), _fullest(shape)
-    on_host = belongs_on_host(shape, workload or fullest, budget)
+    usual = _usual(shape)
+    fullest = usual if options.gpu_memory_bytes is None else _fullest(shape)
+    on_host = belongs_on_host(shape, workload or fullest, budget, _host_budget(options))
     if device_weight_bytes(replace(shape, embedding_on_host=on_host)) <= _ROOM_FOR_CACHE * budget:
         return Placing(0.0, None, options.profile, on_host)
     profile = options.profile
@@ -101,6 +102,7 @@ def choose_placing(
             policy=Policy.AUTO if options.policy is Policy.RESIDENT else options.policy,
             gpu_memory_bytes=budget,
             host_memory_bytes=_host_budget(options),
+            embedding_on_host=on_host or None,
         )
         if plan.feasible:
             return Placing(plan.weights_streamed, plan, profile, plan.embedding_on_host)
@@ -123,10 +125,13 @@ def place(
         placing: what goes where.
         device: where it is to run.
         profile: the machine, whose link may be emulated.
+
+    Raises:
+        ConfigurationError: the share is none, or the weights are placed already.
     """
-    if placing.embedding_on_host and has_own_table(model):
+    if placing.embedding_on_host and has_own_table(model) and host_embedding(model) is None:
         HostEmbedding(model, open_backend(device, profile))
-    if placing.share > 0:
+    if placing.share != 0:
         PlacedWeights(model, open_backend(device, profile), placing.share)
     else:
         model.to(device)

@@ -33,13 +33,15 @@ class _Forward:
         rows: the rows that take part.
         new: for each of them, the indices of the inputs that are tokens.
         first_columns: for each of them, the number within the row that an input of index 0 has.
-        next_rows: the rows that will probably decode in the forward after it; None: the same.
+        next_rows: the rows that will probably take part in the forward after it; None: the same.
+        next_inputs: that forward's tokens of each row.
     """
 
     rows: range
     new: list[range]
     first_columns: list[int]
     next_rows: range | None
+    next_inputs: int
 
 
 class RowsCache(AttachedCache):
@@ -183,15 +185,20 @@ class RowsCache(AttachedCache):
         self.paged.select(sources)
 
     def forward(
-        self, rows: range, tokens: Sequence[Sequence[int]], next_rows: range | None = None
+        self,
+        rows: range,
+        tokens: Sequence[Sequence[int]],
+        next_rows: range | None = None,
+        next_inputs: int = 1,
     ) -> Tensor:
         """Run the model on further tokens of some rows.
 
         Args:
             rows: rows that follow each other.
             tokens: for each, its next tokens, one or more.
-            next_rows: the rows that will probably decode in the forward after this one, so that
-                their loads may start ahead; None: the same; empty: none will.
+            next_rows: the rows that will probably take part in the forward after this one, so that
+                their loads may start ahead; None: the same; empty: none that have anything cached.
+            next_inputs: how many tokens of each that will be, padding included.
 
         Returns:
             The logits of each row's next token, float32 ``[B, V]``, on the model's device.
@@ -214,7 +221,7 @@ class RowsCache(AttachedCache):
             with torch.inference_mode(False), torch.no_grad():
                 self.replanning.before_forward(rows, longest)
         self.paged.reserve(new, rows)
-        self._forward = _Forward(rows, new, first, next_rows)
+        self._forward = _Forward(rows, new, first, next_rows, next_inputs)
         with torch.inference_mode(), memory_errors():
             if longest == 1 and (recorded := self._replays.of_rows(len(rows))) is not None:
                 return self._replay(recorded, [some[0] for some in tokens], first)
@@ -313,4 +320,5 @@ class RowsCache(AttachedCache):
             positions,
             forward.rows,
             forward.next_rows,
+            forward.next_inputs,
         )

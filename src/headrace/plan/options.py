@@ -46,15 +46,16 @@ class PlanOptions:
         host_memory_bytes: host memory to use, at most the machine's; None: all of it.
         recompute_fraction: share of each prompt's tokens to keep as X, 0 to 1; None: the best.
         paths: paths that may be taken.
-        stream_weights: whether weights may stay on the host and be streamed where the device's
+        stream_weights: whether weights may stay on the host, and be streamed, where the device's
             memory does not hold them, or is better used for the cache.
         weights_streamed: share of the layers' weights that is streamed, 0 to 1, where that is
             settled; None: the best.
         schedule: row-by-row or column-by-column; None: the faster one, where there are batches.
         prefill_tokens: tokens of prompts that go through the model at once; None: chosen (see
             ``prompt_parts``).
-        embedding_on_host: whether the input embedding stays on the host (see ``embedding``); None:
-            where it has a table of its own and not everything fits on the device.
+        embedding_on_host: whether the input embedding stays on the host; None: as the shape says,
+            or, where weights may, if it has a table of its own and not everything fits on the
+            device (see ``embedding``).
         communication_s: seconds of a step in which the device exchanges results with others.
     """
 

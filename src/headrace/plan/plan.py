@@ -15,7 +15,7 @@ from headrace.plan.decide_rows import best_rows
 from headrace.plan.decision import Decider, Decision
 from headrace.plan.decode import DecodeWork, step_program
 from headrace.plan.demands import PATHS, Schedule
-from headrace.plan.embedding import belongs_on_host
+from headrace.plan.embedding import with_embedding_placed
 from headrace.plan.explain import NEAR_BOUND, explain, shortfalls
 from headrace.plan.linear import load_solver
 from headrace.plan.operations import Program
@@ -89,7 +89,8 @@ def make_plan(
         weights_streamed: share of the layers' weights that is streamed, where that is settled.
         schedule: ``row`` or ``column``; None: the faster, where the workload has batches.
         prefill_tokens: tokens of prompts that go through the model at once; None: chosen.
-        embedding_on_host: whether the input embedding stays on the host; None: chosen.
+        embedding_on_host: whether the input embedding stays on the host; None: as the shape says,
+            or chosen.
 
     Raises:
         ConfigurationError: a setting is not allowed, or two do not go together.
@@ -132,20 +133,14 @@ class Planner:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", self.options.on(self.profile))
-        object.__setattr__(self, "shape", self._placed_shape())
 
     @cached_property
     def decider(self) -> Decider:
-        """What decides for this workload."""
-        return Decider(self.shape, self.workload, self.profile, self.options)
-
-    def _placed_shape(self) -> ModelShape:
-        """Return the shape with its embedding where it is to be."""
-        on_host = self.options.embedding_on_host
-        if on_host is None:
-            budget = Decider(self.shape, self.workload, self.profile, self.options).gpu_budget_bytes
-            on_host = belongs_on_host(self.shape, self.workload, budget)
-        return replace(self.shape, embedding_on_host=on_host)
+        """What decides for this workload, with the embedding where it is to be."""
+        given = Decider(self.shape, self.workload, self.profile, self.options)
+        budgets = given.gpu_budget_bytes, given.host_budget_bytes
+        shape = with_embedding_placed(self.shape, self.workload, self.options, *budgets)
+        return replace(given, shape=shape)
 
     def plan(self) -> Plan:
         """Return the plan for the policy and the objective that are asked for."""
@@ -274,7 +269,7 @@ class Planner:
             weights_streamed=decision.weights_streamed,
             communication_s=self.options.communication_s,
             prefill_tokens=decision.prefill_tokens,
-            embedding_on_host=shape.embedding_on_host,
+            embedding_on_host=self.decider.shape.embedding_on_host,
             granule_pages=decision.geometry.pages_per_granule(kv_bytes_per_token(shape)),
             gpu_items=decision.gpu_items,
             host_items=decision.host_items,

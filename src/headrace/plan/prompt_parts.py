@@ -68,7 +68,8 @@ def everything_fits(shape: ModelShape, workload: Workload, budget_bytes: float) 
         workload: the batch.
         budget_bytes: device memory that may be used.
     """
-    tokens = _most_tokens(shape, budget_bytes)
+    prompts = workload.rows * workload.prompt_len
+    tokens = min(prompts, _most_tokens(shape, budget_bytes))
     return resident_bytes(shape, workload, tokens) <= budget_bytes
 
 

@@ -58,7 +58,7 @@ class Event(ABC):
 
 @dataclass(frozen=True)
 class Mailbox:
-    """A small buffer that device and host both reach without a transfer, at the same address.
+    """A buffer that device and host both reach without a transfer, at the same address.
 
     Attributes:
         device: as compute sees it.

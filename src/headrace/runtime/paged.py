@@ -222,6 +222,7 @@ class PagedCache:
         position_Bq: Tensor,
         rows: range | None = None,
         next_rows: range | None = None,
+        next_inputs: int = 1,
     ) -> None:
         """Place the step's tokens, for which there must be room, and start its loads.
 
@@ -232,8 +233,9 @@ class PagedCache:
                 row.
             position_Bq: int64, on the device; the position of each input, for rotary embedding.
             rows: the rows that take part; None: all. All of B are these, here and in ``attend``.
-            next_rows: the rows that will probably decode in the step after this one; None: the
-                same; empty: none will, so that nothing of the cache need be loaded ahead.
+            next_rows: the rows that will probably take part in the step after this one; None: the
+                same; empty: none that have anything in the cache.
+            next_inputs: that step's inputs of each row.
         """
         rows = range(self.rows) if rows is None else rows
         if q_len == 1 and self._attends_flat:
@@ -261,11 +263,12 @@ class PagedCache:
             self._flat.begin_step(index.token_Bq, moves.new, moves.first_token, seen, rows)
         after = rows if next_rows is None else next_rows
         if not after and self._streams_weights:
-            # They come ahead of any step.
+            # Weights come ahead of any step.
             after = rows
         later = None
         if after:
-            later = self._programs.program(after, 1, self._noted_tokens(after), costed=costed)
+            noted = self._noted_tokens(after)
+            later = self._programs.program(after, next_inputs, noted, costed=costed)
         self._conveyor.begin_step(program, later)
 
     @property

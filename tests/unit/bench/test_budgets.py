@@ -106,7 +106,6 @@ def test_on_a_gpu_of_80_gib_every_policy_of_every_case_fits(name, monkeypatch):
     weight = torch.empty(0, dtype=torch.bfloat16)
     model = SimpleNamespace(config=config, parameters=lambda: iter([weight]))
     found = budgets._placing(case, sizes, model, profile, STEPS)
-    share = found.share if case.weights_on_host is None else case.weights_on_host
     room = case.gpu_memory and parse_bytes(case.gpu_memory, setting="") - LIBRARY_BYTES
     for policy in case.policies:
         plan = make_plan(
@@ -115,7 +114,7 @@ def test_on_a_gpu_of_80_gib_every_policy_of_every_case_fits(name, monkeypatch):
             profile,
             policy=policy,
             gpu_memory_bytes=room,
-            weights_streamed=share,
+            weights_streamed=found.share,
             embedding_on_host=found.embedding_on_host,
         )
         assert plan.feasible, (policy, plan.reasons)

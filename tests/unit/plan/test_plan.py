@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_said():
     plan = make_plan(published_shape("llama-3-70b"), LONG, A100, **kept)
     assert not plan.feasible
     assert "It does not fit the device" in plan.reasons[0]
-    assert "129.5 GiB weights" in plan.reasons[0]
+    assert "131.4 GiB weights" in plan.reasons[0]
     small = make_plan(OPT, LONG, A100, policy="stream", host_memory_bytes=2**30)
     assert not small.feasible
     assert "It does not fit the host" in small.reasons[0]
@@ -162,3 +162,43 @@ def test_windowed_layers_stay_on_the_device():
     assert any("21 of 42 layers" in reason for reason in plan.reasons)
     all_windowed = replace(gemma, windowed_layers=42)
     assert make_plan(all_windowed, Workload(4, 7000, 20), A100, policy="recompute").step_s > 0
+
+
+def test_an_embedding_of_its_own_stays_on_the_host_where_not_everything_fits():
+    shape, workload = published_shape("llama-3-8b"), Workload(16, 1024, 32)
+    table = shape.vocab_size * shape.d_model * 2
+    roomy = make_plan(shape, workload, A100, gpu_memory_bytes=22 * 2**30)
+    assert not roomy.embedding_on_host
+    assert roomy.host_items["embedding"] == 0
+    tight = make_plan(shape, workload, A100, gpu_memory_bytes=17 * 2**30)
+    assert tight.embedding_on_host
+    assert tight.host_items["embedding"] == table
+    assert roomy.gpu_items["weights"] - tight.gpu_items["weights"] == table
+    assert any("input embedding (1002.0 MiB) stays on the host" in one for one in tight.reasons)
+    kept = make_plan(shape, workload, A100, gpu_memory_bytes=17 * 2**30, stream_weights=False)
+    assert not kept.embedding_on_host
+    assert kept.split.resident < tight.split.resident
+
+
+def test_an_embedding_stays_where_a_shape_has_it_or_where_it_is_asked_to():
+    shape, workload = published_shape("llama-3-8b"), Workload(1, 1024, 32)
+    assert not make_plan(shape, workload, A100).embedding_on_host
+    on_host = replace(shape, embedding_on_host=True)
+    assert make_plan(on_host, workload, A100).embedding_on_host
+    assert not make_plan(on_host, workload, A100, embedding_on_host=False).embedding_on_host
+    assert make_plan(shape, workload, A100, embedding_on_host=True).embedding_on_host
+
+
+def test_a_table_that_the_head_reads_cannot_stay_on_the_host():
+    with pytest.raises(ConfigurationError, match=r"the head of opt-6\.7b reads"):
+        make_plan(OPT, LONG, A100, embedding_on_host=True)
+    assert not make_plan(OPT, LONG, A100, gpu_memory_bytes=14 * 2**30).embedding_on_host
+
+
+def test_a_small_host_keeps_the_table_out():
+    shape, workload = published_shape("llama-3-8b"), Workload(16, 1024, 32)
+    plan = make_plan(
+        *(shape, workload, A100), gpu_memory_bytes=17.5 * 2**30, host_memory_bytes=0.95 * 2**30
+    )
+    assert plan.feasible
+    assert not plan.embedding_on_host

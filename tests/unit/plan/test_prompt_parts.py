@@ -121,13 +121,7 @@ def test_where_granules_for_parts_do_not_fit_smaller_ones_do():
     def plan(budget):
         workload = Workload(1, 8000, 8)
         return make_plan(
-            LLAMA,
-            workload,
-            A100,
-            policy="stream",
-            gpu_memory_bytes=budget,
-            stream_weights=False,
-            embedding_on_host=False,
+            LLAMA, workload, A100, policy="stream", gpu_memory_bytes=budget, stream_weights=False
         )
 
     low, high = int(model_weight_bytes(LLAMA)), 24 * GIB
