@@ -23,7 +23,7 @@ from headrace.bench.policies import BatchWork, MeasureOptions
 from headrace.engine.decoding import StaticBatch, plain_cache
 from headrace.errors import MemoryBudgetError
 from headrace.hardware.identity import available_host_memory_bytes
-from headrace.hf.embedding import host_embedding
+from headrace.hf.embedding import bytes_on_host
 from headrace.hf.machine import shape_of
 from headrace.hf.observe import text_config
 from headrace.hf.weights import device_bytes, placed_weights
@@ -115,8 +115,7 @@ def why_not(rival: Rival, work: BatchWork, options: MeasureOptions) -> str | Non
     else:
         total = torch.cuda.get_device_properties(device).total_memory
         forward = min(_PREFILL_TOKENS, rows * prompt_len) * hidden_bytes_per_token(shape_of(model))
-        embedding = host_embedding(model)
-        weights = device_bytes(model, device) + (0 if embedding is None else embedding.size_bytes)
+        weights = device_bytes(model, device) + bytes_on_host(model)
         free, where = total - weights - forward, "device"
     if needed > 0.95 * free:
         return (
@@ -212,8 +211,7 @@ class RivalRun:
         """Return the peak of device memory, with the embedding that transformers has there."""
         model = self._work.model
         counted = self._memory.peak_bytes(device_bytes(model, self._work.device) + kv_bytes)
-        embedding = host_embedding(model)
-        return counted + (0 if embedding is None else embedding.size_bytes)
+        return counted + bytes_on_host(model)
 
     @property
     def result(self) -> RivalMeasurement | None:

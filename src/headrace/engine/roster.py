@@ -101,8 +101,7 @@ class Roster:
             tokens: its tokens of each.
 
         Returns:
-            Its rows, None for the same and none for such as have nothing cached, and how many
-            inputs each will have.
+            Its rows, or some of them, None for the same; and how many inputs each will have.
         """
         if rows.start < self.decoding:
             return None, 1
@@ -111,7 +110,9 @@ class Roster:
         left = self.samples[rows.start].left - len(tokens[0])
         if left > 0:
             return rows, min(left, len(tokens[0]))
-        return (None if rows.stop == len(self.samples) else range(0)), 1
+        if rows.stop == len(self.samples):
+            return None, 1
+        return range(rows.stop, rows.stop + 1), self.samples[rows.stop].left
 
     def part(self, cache: RowsCache, rows: range, logits: Tensor) -> tuple[list[Sample], Tensor]:
         """Let rows all of whose tokens are in the cache decode from now on.

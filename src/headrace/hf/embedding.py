@@ -81,6 +81,12 @@ def host_embedding(model: nn.Module) -> HostEmbedding | None:
     return found if found is not None and found.is_of(model) else None
 
 
+def bytes_on_host(model: nn.Module) -> int:
+    """Return the bytes of a model's embedding that are on the host: all of its table's, or 0."""
+    embedding = host_embedding(model)
+    return 0 if embedding is None else embedding.size_bytes
+
+
 def has_own_table(model: nn.Module) -> bool:
     """Return whether a model's input embedding is a table that nothing else uses."""
     try:

@@ -197,7 +197,7 @@ class RowsCache(AttachedCache):
             rows: rows that follow each other.
             tokens: for each, its next tokens, one or more.
             next_rows: the rows that will probably take part in the forward after this one, so that
-                their loads may start ahead; None: the same; empty: none that have anything cached.
+                their loads may start ahead; None: the same; empty: none shall.
             next_inputs: how many tokens of each that will be, padding included.
 
         Returns:

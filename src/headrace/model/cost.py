@@ -69,11 +69,14 @@ def model_weight_bytes(shape: ModelShape) -> int:
     return shape.dtype_bytes * model_weight_count(shape)
 
 
-def host_embedding_bytes(shape: ModelShape) -> int:
-    """Return the bytes of the embedding's table, vocab·d_embed, if it stays on the host; else 0."""
-    if not shape.embedding_on_host:
-        return 0
+def embedding_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the embedding's table, p·vocab·d_embed, of which a step reads rows."""
     return shape.dtype_bytes * shape.vocab_size * shape.embedding_width
+
+
+def host_embedding_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the embedding's table if it stays on the host; else 0."""
+    return embedding_bytes(shape) if shape.embedding_on_host else 0
 
 
 def all_layers_weight_bytes(shape: ModelShape) -> int:

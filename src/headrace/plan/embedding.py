@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headrace.errors import ConfigurationError
-from headrace.model.cost import host_embedding_bytes
+from headrace.model.cost import embedding_bytes
 from headrace.model.shape import ModelShape
 from headrace.plan.options import PlanOptions
 from headrace.plan.prompt_parts import everything_fits
@@ -33,8 +33,7 @@ def belongs_on_host(
         gpu_bytes: device memory that may be used.
         host_bytes: host memory that may be used.
     """
-    table = host_embedding_bytes(replace(shape, embedding_on_host=True))
-    if shape.tied_embeddings or table > _HOST_SHARE * host_bytes:
+    if shape.tied_embeddings or embedding_bytes(shape) > _HOST_SHARE * host_bytes:
         return False
     on_device = replace(shape, embedding_on_host=False)
     return not everything_fits(on_device, workload, gpu_bytes)

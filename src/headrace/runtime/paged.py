@@ -105,7 +105,6 @@ class PagedCache:
         self._works = WorkMaker(
             self._tail, self._windows, self._flat, self._writer, settings.workspace_bytes
         )
-        self._streams_weights = weights is not None
         self._host: HostLane | None = None
         self.host_note: str | None = None
         """Why the host attends without the native kernel, if it does."""
@@ -234,7 +233,7 @@ class PagedCache:
             position_Bq: int64, on the device; the position of each input, for rotary embedding.
             rows: the rows that take part; None: all. All of B are these, here and in ``attend``.
             next_rows: the rows that will probably take part in the step after this one; None: the
-                same; empty: none that have anything in the cache.
+                same; empty: nothing is to be loaded ahead.
             next_inputs: that step's inputs of each row.
         """
         rows = range(self.rows) if rows is None else rows
@@ -262,9 +261,6 @@ class PagedCache:
             seen = [row.hidden for row in some]
             self._flat.begin_step(index.token_Bq, moves.new, moves.first_token, seen, rows)
         after = rows if next_rows is None else next_rows
-        if not after and self._streams_weights:
-            # Weights come ahead of any step.
-            after = rows
         later = None
         if after:
             noted = self._noted_tokens(after)
