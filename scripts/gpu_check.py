@@ -13,7 +13,6 @@ the directory, so that several short visits add up.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import random
 import sys
@@ -38,6 +37,7 @@ from headrace.engine.environment import environment
 from headrace.engine.llm import LLM
 from headrace.engine.loading import load_model, quiet_libraries
 from headrace.engine.request import SamplingParams
+from headrace.hardware.spare_memory import release_spare_memory
 from headrace.hf.embedding import HostEmbedding, has_own_table, host_embedding
 from headrace.hf.weights import PlacedWeights
 from headrace.runtime.cuda_lanes import CudaBackend
@@ -361,8 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed.append(name)
             continue
         finally:
-            gc.collect()
-            torch.cuda.empty_cache()
+            release_spare_memory()
         where = environment()
         where["commit"] = args.commit or where["commit"]
         data = {"schema_version": SCHEMA_VERSION, "environment": where, **data}

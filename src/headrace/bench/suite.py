@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from headrace.hardware.catalog import machine
 from headrace.hardware.emulation import emulated_link_rate
 from headrace.hardware.identity import available_host_memory_bytes
 from headrace.hardware.profile import HardwareProfile
+from headrace.hardware.spare_memory import release_spare_memory
 from headrace.hf.attachment import attached
 from headrace.hf.machine import machine_profile, shape_of
 from headrace.hf.placing import place
@@ -150,6 +150,7 @@ def run_case(
     progress = progress or say
     start_s = time.perf_counter()
     case = _as_asked(case, options)
+    release_spare_memory()
     measuring = MeasureOptions(
         rounds=case.rounds, steps_per_round=case.steps, first_steps=_FIRST_STEPS
     )
@@ -162,7 +163,7 @@ def run_case(
     work = replace(work, comparison=Comparison(allowed_error(work.model, work.ids, work.mask)))
     wanted = choose_wanted(case, fitted, loaded.model, profile, measuring.all_steps)
     place(loaded.model, wanted.placing, next(loaded.model.parameters()).device, profile)
-    torch.cuda.empty_cache()
+    release_spare_memory()
     with ExitStack() as held:
         held.enter_context(attached(loaded.model))
         budget = choose_budget(case, fitted, wanted, loaded.model, profile, measuring.all_steps)
@@ -254,8 +255,6 @@ def load(fitted: Fitted, options: SuiteOptions, steps: int, progress: Say) -> Lo
     sizes = fitted.sizes
     progress(f"making {sizes.model} with random weights")
     whole = sizes.layers == fitted.asked.layers and not sizes.is_slice
-    gc.collect()
-    torch.cuda.empty_cache()
     return dummy_model(
         sizes.model,
         layers=None if whole else sizes.layers,

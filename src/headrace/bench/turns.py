@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
-
 from headrace.bench.measurement import Unable
 from headrace.engine.calm import calm_collector
+from headrace.hardware.spare_memory import release_spare_memory
 
 
 class Run(Protocol):
@@ -70,8 +68,7 @@ def take_turns(
             # Only now, when the error and all that its frames hold are gone, is memory free.
             run.close()
             failed(run.name)
-            gc.collect()
-            torch.cuda.empty_cache()
+            release_spare_memory()
 
     try:
         with calm_collector(tidy=True):
@@ -88,6 +85,7 @@ def take_turns(
                         attempt(run, run.take_turn)
                 for run in group:
                     attempt(run, run.finish)
+                release_spare_memory()
     finally:
         for run in runs:
             run.close()

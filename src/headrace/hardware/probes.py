@@ -30,6 +30,7 @@ from headrace.hardware.probe_figures import (
     probe_together,
 )
 from headrace.hardware.profile import UNPACED, HardwareProfile, Measurement, RowsPoint
+from headrace.hardware.spare_memory import release_spare_memory
 from headrace.timeline import Origin
 from headrace.units import format_flops, format_rate, format_ratio, format_seconds
 
@@ -145,7 +146,9 @@ def profile_machine(
         quick=quick,
         **figures,
     )
-    return add_extra_probes(profile, extra_probes or {}, chosen.repeats, progress)
+    profile = add_extra_probes(profile, extra_probes or {}, chosen.repeats, progress)
+    release_spare_memory()
+    return profile
 
 
 def _measure(

@@ -1,5 +1,6 @@
 import pytest
 
+from headrace.bench import turns
 from headrace.bench.turns import take_turns
 
 
@@ -51,6 +52,14 @@ def test_or_one_comes_after_the_other():
     run([Noted("a", log), Noted("b", log)], True)
     one = ["opens", "turns", "turns", "finishes"]
     assert went(log) == [f"{name} {what}" for name in "ab" for what in one]
+
+
+def test_what_a_run_leaves_is_given_back_before_the_next(monkeypatch):
+    log = []
+    monkeypatch.setattr(turns, "release_spare_memory", lambda: log.append("released"))
+    run([Noted("a", log), Noted("b", log)], True)
+    assert log.index("a finishes") < log.index("released") < log.index("b opens")
+    assert log.index("b finishes") < len(log) - 1 - log[::-1].index("released")
 
 
 @pytest.mark.parametrize("one_at_a_time", [False, True])
