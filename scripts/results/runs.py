@@ -69,6 +69,11 @@ class Run:
         return self.schema <= _FIRST_SCHEMA
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it ran at the sizes that were asked for, and within the memory."""
+        return not self.data.get("adapted")
+
+    @property
     def date(self) -> str:
         """When it ran."""
         return str(self.environment["date"])

@@ -90,7 +90,8 @@ def works_of(runs: Iterable[Run]) -> list[Work]:
     """Return the works of all runs that hold, in the catalogue's order.
 
     Runs are of one work if they have its name or do the same. Where a work was measured with rivals
-    and exactness in the same run, older runs without are left out; likewise those before ``SINCE``.
+    and exactness in the same run, older runs without are left out; likewise those before ``SINCE``,
+    and those of smaller sizes where it ran as asked.
     """
     groups: list[list[Run]] = []
     place: dict[object, list[Run]] = {}
@@ -109,6 +110,7 @@ def works_of(runs: Iterable[Run]) -> list[Work]:
 def _work(group: list[Run]) -> Work:
     latest = [run for run in group if not run.of_first_schema] or group
     latest = [run for run in latest if run.date >= SINCE] or latest
+    latest = [run for run in latest if run.is_whole] or latest
     return Work(tuple(sorted(latest, key=gain)))
 
 

@@ -39,6 +39,13 @@ def test_runs_of_the_first_schema_are_left_out_where_there_are_newer(files):
     assert visits({**files, new: old}) == [str(new)]
 
 
+def test_a_run_of_smaller_sizes_is_left_out_where_it_ran_as_asked(files):
+    cut, whole = Path("cut/opt-6.7b-24gib.json"), Path("whole/opt-6.7b-24gib.json")
+    small = second_schema(adapted=["host memory: 44 GiB needed, 40 GiB free"])
+    assert visits({**files, cut: small}) == [str(cut)]
+    assert visits({**files, cut: small, whole: second_schema(adapted=[])}) == [str(whole)]
+
+
 def test_a_run_whose_tokens_differ_is_not_shown(files):
     wrong = second_schema(passed=False)
     first = wrong["policies"][0]
