@@ -47,7 +47,7 @@ class SeparateLinears(KvSource):
         self._key = key
         self._value = value
         self._pairs: list[tuple[Tensor, Tensor]] = []
-        self._joined: dict[int, list[Tensor]] = {}
+        self._joined: dict[tuple[int, ...], list[Tensor]] = {}
         self._copied = False
         self._bias: Tensor | None = None
 
@@ -59,8 +59,11 @@ class SeparateLinears(KvSource):
         return F.linear(activations, weight, biases[0] if biases else self._bias)
 
     def _as_one(self) -> list[Tensor]:
-        """Return the pairs as one tensor each; made once for each place where the weights are."""
-        place = self._pairs[0][0].data_ptr()
+        """Return the pairs as one tensor each; made once for each place where they are.
+
+        Biases may be streamed where weights are not: they move from slot to slot by themselves.
+        """
+        place = tuple(first.data_ptr() for first, _ in self._pairs)
         joined = self._joined.get(place)
         if joined is None:
             if len(self._joined) >= _PLACES_KEPT:

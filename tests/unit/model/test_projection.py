@@ -82,6 +82,26 @@ def test_merged_weights_are_views_of_one_buffer_and_restored_ones_are_not(biases
     source.restore()
 
 
+@pytest.mark.parametrize("moved", [("weight",), ("bias",), ("weight", "bias")])
+def test_weights_and_biases_may_move_by_themselves(moved):
+    """As streamed ones do, from slot to slot; others come to where they were."""
+    generator = torch.Generator().manual_seed(0)
+    key, value = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+    source = SeparateLinears(key, value)
+    source.merge()
+    x = torch.randn(3, 6, generator=generator)
+    expected = source(x)
+    kept = []
+    for name in moved:
+        first, second = getattr(key, name), getattr(value, name)
+        elsewhere = torch.cat([first.detach(), second.detach()])
+        kept.append(first.data)
+        first.data, second.data = elsewhere[:4], elsewhere[4:]
+    for old in kept:
+        old.as_strided((8, *old.shape[1:]), old.stride()).fill_(torch.nan)
+    torch.testing.assert_close(source(x), expected)
+
+
 def test_subclasses_of_linear_layers_are_called_and_not_merged():
     class Doubled(torch.nn.Linear):
         def forward(self, x):
