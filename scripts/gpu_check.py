@@ -2,12 +2,12 @@
 
     PYTHONPATH=src python3 scripts/gpu_check.py --output DIRECTORY [PART ...]
 
-Parts: ``exactness`` (the audit, in float32 and bfloat16, of several architectures), ``weights``,
-``rows``, the workloads of the benchmark's catalogue (``paper-latency``, ``batch-gqa``, ``fits``,
-``rivals`` …), and single cases of them (``opt-6.7b-24gib`` …). Without names the checks and all
-workloads run, in order; what does not fit the time limit is left out and said. Each check and each
-case writes ``NAME.json`` at once, and at the end ``summary.md`` is written from all JSON files in
-the directory, so that several short visits add up.
+Parts: ``exactness`` (the audit, in float32 and bfloat16, of several architectures), ``experts`` (of
+mixtures), ``weights``, ``rows``, the workloads of the benchmark's catalogue (``paper-latency``,
+``batch-gqa``, ``fits``, ``rivals`` …), and single cases of them (``opt-6.7b-24gib`` …). Without
+names the checks and all workloads run, in order; what does not fit the time limit is left out and
+said. Each check and each case writes ``NAME.json`` at once, and at the end ``summary.md`` is
+written from all JSON files in the directory, so that several short visits add up.
 """
 
 from __future__ import annotations
@@ -63,6 +63,25 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi3": {"num_key_value_heads": 8, "pad_token_id": 0},
     "gpt_neox": {},
 }
+_OF_EXPERTS = {"num_experts_per_tok": 2, "num_key_value_heads": 4}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {**_OF_EXPERTS, "num_local_experts": 8},
+    "qwen3_moe": {
+        **_OF_EXPERTS,
+        "num_experts": 8,
+        "moe_intermediate_size": 512,
+        "head_dim": 64,
+        "mlp_only_layers": [0],
+    },
+    "glm4_moe": {
+        **_OF_EXPERTS,
+        "n_routed_experts": 8,
+        "moe_intermediate_size": 512,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "head_dim": 64,
+    },
+}
 
 
 def tiny_model(kind: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -77,7 +96,7 @@ def tiny_model(kind: str, dtype: torch.dtype) -> torch.nn.Module:
         vocab_size=1000,
         max_position_embeddings=1024,
         initializer_range=0.08,
-        **ARCHITECTURES[kind],
+        **{**ARCHITECTURES, **MIXTURES}[kind],
     )
     if kind == "gemma2":
         config._attn_implementation = "eager"
@@ -103,32 +122,43 @@ def ragged_batch(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def check_exactness(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Audit the demo model and small models of several architectures in both precisions."""
     del directory
+    dtypes = (torch.float32, torch.bfloat16)
+    return _audits([(kind, dtype) for dtype in dtypes for kind in ("demo", *ARCHITECTURES)], say)
+
+
+def check_experts(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Audit small mixtures of experts, in float32: in bfloat16 near ties choose other experts."""
+    del directory
+    return _audits([(kind, torch.float32) for kind in MIXTURES], say)
+
+
+def _audits(
+    models: Sequence[tuple[str, torch.dtype]], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Audit models in a precision each."""
     results = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for kind, dtype in models:
         name = str(dtype).removeprefix("torch.")
-        for kind in ("demo", *ARCHITECTURES):
-            model = (
-                load_model("demo", dtype=name).model if kind == "demo" else tiny_model(kind, dtype)
-            )
-            ids, mask = ragged_batch(vocab_size_of(model))
-            expected, found = audit_all(model, ids, mask, EXACT_STEPS, WAYS)
-            passed = all(one.passed for one in found)
-            worst = max(one.max_logit_error for one in found)
-            say(
-                f"  {name:8s} {kind:9s} {'passed' if passed else 'FAILED'} worst logit error "
-                f"{worst:.1e} of {expected.tolerance:.1e} allowed, tokens identical: "
-                f"{[one.tokens_identical for one in found]}"
-            )
-            results.append(
-                {
-                    "model": kind,
-                    "dtype": name,
-                    "passed": passed,
-                    "tolerance": expected.tolerance,
-                    "tolerance_from": expected.why,
-                    "results": [asdict(one) for one in found],
-                }
-            )
+        model = load_model("demo", dtype=name).model if kind == "demo" else tiny_model(kind, dtype)
+        ids, mask = ragged_batch(vocab_size_of(model))
+        expected, found = audit_all(model, ids, mask, EXACT_STEPS, WAYS)
+        passed = all(one.passed for one in found)
+        worst = max(one.max_logit_error for one in found)
+        say(
+            f"  {name:8s} {kind:9s} {'passed' if passed else 'FAILED'} worst logit error "
+            f"{worst:.1e} of {expected.tolerance:.1e} allowed, tokens identical: "
+            f"{[one.tokens_identical for one in found]}"
+        )
+        results.append(
+            {
+                "model": kind,
+                "dtype": name,
+                "passed": passed,
+                "tolerance": expected.tolerance,
+                "tolerance_from": expected.why,
+                "results": [asdict(one) for one in found],
+            }
+        )
     return {"passed": all(one["passed"] for one in results), "audits": results}
 
 
@@ -222,11 +252,12 @@ def check_rows(directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Path, Callable[[str], None]], dict[str, Any]]] = {
     "exactness": check_exactness,
+    "experts": check_experts,
     "weights": check_weights,
     "rows": check_rows,
     **{name: measure(name) for name in CASES},
 }
-CHECKS = ("exactness", "weights", "rows")
+CHECKS = ("exactness", "experts", "weights", "rows")
 
 
 def expanded(names: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ _OF_ALL = """Made by `make results`, likewise. A visit is one session on one mac
 them come to is on the [results page](../results.md)."""
 _CHECKS = {
     "exactness": "Exactness on small models, audited on this machine",
+    "experts": "Exactness of mixtures of experts",
     "weights": "Exactness with streamed weights",
     "rows": "Rows that come and go",
 }

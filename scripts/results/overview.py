@@ -196,6 +196,9 @@ def predictions_table(works: Sequence[Work]) -> str:
     return table(["policy", "steps", "median off by", "nine of ten within", "worst"], rows)
 
 
+_AUDITED = {"weights": "models with streamed weights", "experts": "mixtures of experts"}
+
+
 def exactness_table(files: Files) -> str:
     """Return what the newest checks of each machine found."""
     rows = []
@@ -221,8 +224,7 @@ def exactness_table(files: Files) -> str:
 
 
 def _audited(name: str, dtype: str, audits: Sequence[dict[str, Any]]) -> Iterator[str]:
-    what = "models with streamed weights" if name == "weights" else "models"
-    yield f"{what}, {dtype}"
+    yield f"{_AUDITED.get(name, 'models')}, {dtype}"
     yield f"{sum(one['passed'] for one in audits)} of {len(audits)}"
     same = sum(all(way["tokens_identical"] for way in one["results"]) for one in audits)
     yield f"identical in {same}" + (", near ties in the others" if same < len(audits) else "")

@@ -9,6 +9,8 @@ from headrace.cli.output import table
 from headrace.cli.plan_answer import Answer
 from headrace.cli.plan_limits_text import lacking, remedies
 from headrace.hardware.profile import HardwareProfile
+from headrace.model.cost import all_layers_weight_bytes, layer_read_bytes
+from headrace.model.shape import ModelShape
 from headrace.plan.demands import Schedule
 from headrace.plan.explain import ITEM_NAMES, RESOURCE_NAMES
 from headrace.plan.options import Objective
@@ -62,6 +64,18 @@ def plan_text(answer: Answer, pages: Mapping[str, str | None]) -> str:
     ]
     sections += [f"{name.capitalize()}: {file}" for name, file in pages.items() if file]
     return "\n\n".join(sections)
+
+
+def _experts(shape: ModelShape, rows: int) -> Iterator[str]:
+    """Yield what a mixture reads of its weights."""
+    if shape.experts is None:
+        return
+    experts, layers = shape.experts, format_bytes(all_layers_weight_bytes(shape))
+    read = format_bytes(shape.num_layers * layer_read_bytes(shape, rows))
+    yield (
+        f"A mixture: a token takes {experts.per_token} of {experts.count} experts. If all are as "
+        f"likely, a step reads {read} of the layers' {layers}."
+    )
 
 
 def workload_words(workload: Workload) -> str:
@@ -128,6 +142,7 @@ def _head(answer: Answer) -> Iterator[str]:
         f"{workload_words(question.workload)}"
     )
     yield f"All times are predicted, from {rates_of(question.profile)}."
+    yield from _experts(question.shape, question.workload.rows)
     yield from _cluster(answer)
     for option, given, available in (
         ("--gpu-memory", question.options.gpu_memory_bytes, question.profile.device_memory_bytes),

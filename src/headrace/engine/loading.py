@@ -24,7 +24,7 @@ from headrace.errors import ConfigurationError, ModelError
 from headrace.hf.placing import Placing, choose_placing, place
 from headrace.hf.planning import CacheOptions
 from headrace.model.published import published_names, published_shape
-from headrace.model.shape import ModelShape
+from headrace.model.shape import Experts, ModelShape
 from headrace.plan.workload import Workload
 
 DEMO = "demo"
@@ -33,6 +33,8 @@ DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parent.parent / "assets" / "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SLICE_VOCAB = 2048
+_KINDS = {"llama": "llama", "qwen3": "qwen3", "gemma": "gemma2", "olmo": "olmo2"}
+_KINDS_WITH_EXPERTS = {"qwen3": "qwen3_moe", "mixtral": "mixtral"}
 _ALLOWED = "give a directory with config.json, a hub id such as 'Qwen/Qwen3-0.6B', or 'demo'"
 
 
@@ -220,9 +222,9 @@ def _config(shape: ModelShape, layers: int, vocab_size: int, positions: int) -> 
             vocab_size=vocab_size,
             max_position_embeddings=max(shape.max_context, 4096, positions),
         )
-    kind = {"llama": "llama", "qwen3": "qwen3", "gemma": "gemma2", "olmo": "olmo2"}[family]
+    kinds = _KINDS if shape.experts is None else _KINDS_WITH_EXPERTS
     return AutoConfig.for_model(
-        kind,
+        kinds[family],
         num_hidden_layers=layers,
         hidden_size=shape.d_model,
         intermediate_size=shape.d_ff,
@@ -232,4 +234,17 @@ def _config(shape: ModelShape, layers: int, vocab_size: int, positions: int) -> 
         vocab_size=vocab_size,
         max_position_embeddings=max(shape.max_context, positions),
         tie_word_embeddings=shape.tied_embeddings,
+        **_expert_settings(shape.experts),
     )
+
+
+def _expert_settings(experts: Experts | None) -> dict[str, int]:
+    """Return a configuration's settings of experts, under the names of all kinds there are."""
+    if experts is None:
+        return {}
+    return {
+        "num_experts": experts.count,
+        "num_local_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.d_ff,
+    }

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from headrace.hf.attachment import DecodeLayer
+from headrace.model.cost import feed_forward_width
 from headrace.model.shape import ModelShape
 from headrace.runtime.attention import Scoring
 
@@ -63,7 +64,8 @@ def replay_bytes(shape: ModelShape, rows: int) -> int:
         rows: the most rows.
     """
     per_row = sum((one.num_heads + 2 * one.num_kv_heads) * one.head_dim for one in shape.layers)
-    passing = _PASSING * (shape.d_model + shape.d_ff)
+    inner = max(_PASSING * shape.d_ff, feed_forward_width(shape))
+    passing = _PASSING * shape.d_model + inner
     logits = shape.vocab_size * _LOGIT_BYTES
     return rows * (KEPT_ROWS * (per_row * shape.dtype_bytes + logits) + passing * shape.dtype_bytes)
 

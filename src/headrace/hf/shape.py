@@ -38,7 +38,7 @@ def _name(model: nn.Module, config: Any) -> str:
 
 
 def _observed_shape(model: nn.Module, attachment: Attachment, config: Any) -> ModelShape:
-    """Return a shape for a model whose configuration does not say it (mixtures of experts).
+    """Return a shape for a model whose configuration does not say it (some mixtures of experts).
 
     The feed-forward width is what makes the model's weights add up; a step then reads all experts.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headrace.hf.attachment import attach, detach
 from headrace.hf.probe_timing import WAIT_S, no_collection
-from headrace.model.cost import head_weight_bytes, layer_weight_bytes
+from headrace.model.cost import head_weight_bytes, layer_read_bytes
 from headrace.model.shape import ModelShape
 from headrace.plan.workload import Workload
 
@@ -58,7 +58,7 @@ def dense_rate(model: nn.Module, shape: ModelShape, rows: int, *, resident: bool
             start_s = time.perf_counter()
             step().argmax(dim=-1).tolist()
             seconds.append(time.perf_counter() - start_s - pauses.seconds)
-    weights = shape.num_layers * layer_weight_bytes(shape) + head_weight_bytes(shape)
+    weights = shape.num_layers * layer_read_bytes(shape, rows) + head_weight_bytes(shape)
     return weights / statistics.median(seconds[_FIRST_STEPS:])
 
 

@@ -40,16 +40,60 @@ def layer_weight_count(shape: ModelShape) -> int:
     """Return the matrix elements of one layer: 2·d·h + 2·d·d_kv + m·d·d_ff.
 
     The terms are the query and output projections, the key and value projections, and the
-    feed-forward block, with m = 3 matrices where it is gated and m = 2 where not.
+    feed-forward block, with m = 3 matrices where it is gated and m = 2 where not. Of a mixture of
+    experts it is the mean layer's, with all of its E experts: see ``layer_read_count``.
     """
+    return _layer_count(shape, shape.experts.count if shape.experts else 0.0)
+
+
+def layer_read_count(shape: ModelShape, tokens: float) -> int:
+    """Return the matrix elements of one layer that so many new tokens read at once.
+
+    Without experts that is all. With them each token takes k of E; if every expert is as likely as
+    any other, n tokens take E·(1 - (1 - k/E)^n) different ones on average. One token takes k.
+    """
+    experts = shape.experts
+    if experts is None:
+        return layer_weight_count(shape)
+    missed = (1 - experts.per_token / experts.count) ** tokens
+    return _layer_count(shape, experts.count * (1 - missed))
+
+
+def _layer_count(shape: ModelShape, taken: float) -> int:
+    """Return the matrix elements of one layer, with so many of its experts."""
     width = shape.num_heads * shape.head_dim
     attention = 2 * shape.d_model * (width + shape.d_kv)
-    return attention + (3 if shape.gated_ff else 2) * shape.d_model * shape.d_ff
+    matrices, experts = (3 if shape.gated_ff else 2) * shape.d_model, shape.experts
+    if experts is None:
+        return attention + matrices * shape.d_ff
+    router = shape.d_model * experts.count
+    mixture = matrices * (taken * experts.d_ff + experts.d_shared) + router
+    dense = min(experts.dense_layers, shape.num_layers) / shape.num_layers
+    return attention + round((1 - dense) * mixture + dense * matrices * shape.d_ff)
+
+
+def feed_forward_width(shape: ModelShape) -> int:
+    """Return the elements of a token's intermediate results in the feed-forward block.
+
+    One for each matrix and unit of its inner width. A mixture has the token, and what comes of it,
+    once for each expert that it takes.
+    """
+    matrices, experts = 3 if shape.gated_ff else 2, shape.experts
+    if experts is None:
+        return matrices * shape.d_ff
+    mixture = experts.per_token * (2 * shape.d_model + matrices * experts.d_ff)
+    dense = matrices * shape.d_ff if experts.dense_layers else 0
+    return max(mixture + matrices * experts.d_shared, dense)
 
 
 def layer_weight_bytes(shape: ModelShape) -> int:
-    """Return the bytes of one layer's matrices, all of which a step reads."""
+    """Return the bytes of one layer's matrices."""
     return shape.dtype_bytes * layer_weight_count(shape)
+
+
+def layer_read_bytes(shape: ModelShape, tokens: float) -> int:
+    """Return the bytes of one layer's matrices that so many new tokens read at once."""
+    return shape.dtype_bytes * layer_read_count(shape, tokens)
 
 
 def head_weight_bytes(shape: ModelShape) -> int:
@@ -85,8 +129,12 @@ def all_layers_weight_bytes(shape: ModelShape) -> int:
 
 
 def layer_dense_flops(shape: ModelShape, tokens: int) -> int:
-    """Return the FLOPs of a layer's matrices for ``tokens`` new tokens: 2 an element and token."""
-    return 2 * tokens * layer_weight_count(shape)
+    """Return the FLOPs of a layer's matrices for ``tokens`` new tokens.
+
+    They are 2 for each token and element that it goes through: with experts, those of the few it
+    takes.
+    """
+    return 2 * tokens * layer_read_count(shape, 1)
 
 
 def head_dense_flops(shape: ModelShape, tokens: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import ConfigurationError
-from headrace.model.shape import ModelShape
+from headrace.model.shape import Experts, ModelShape
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,25 @@ def _gated(
     sliding_window: int | None = None,
     windowed_layers: int = 0,
     dtype: str = "bfloat16",
+    experts: Experts | None = None,
 ) -> ModelShape:
     """Return a shape with a gated feed-forward block. Heads: of queries, of K/V, width of one."""
     return ModelShape(
         name, num_layers, d_model, *heads, d_ff,
         gated_ff=True, vocab_size=vocab_size, tied_embeddings=tied_embeddings,
         max_context=max_context, sliding_window=sliding_window, windowed_layers=windowed_layers,
-        dtype=dtype,
+        dtype=dtype, experts=experts,
     )  # fmt: skip
 
 
 _OPT = "Zhang et al. 2022, OPT (arXiv 2205.01068), table 1; model card facebook/"
 _LLAMA_2 = "Touvron et al. 2023, Llama 2 (arXiv 2307.09288); model card meta-llama/"
 _LLAMA_3 = "Grattafiori et al. 2024, Llama 3 (arXiv 2407.21783), table 3; model card meta-llama/"
-_QWEN_3 = "Yang et al. 2025, Qwen3 (arXiv 2505.09388), table 1; model card Qwen/"
+_QWEN_3 = "Yang et al. 2025, Qwen3 (arXiv 2505.09388), tables 1 and 2; model card Qwen/"
 _GEMMA_2 = "Riviere et al. 2024, Gemma 2 (arXiv 2408.00118), table 1; model card google/"
+_MIXTRAL = (
+    "Jiang et al. 2024, Mixtral of Experts (arXiv 2401.04088), table 1; model card mistralai/"
+)
 _OLMO_2 = "OLMo team 2025, 2 OLMo 2 Furious (arXiv 2501.00656); model card allenai/"
 
 _PUBLISHED = (
@@ -91,6 +95,32 @@ _PUBLISHED = (
     ),
     PublishedModel(
         _gated("qwen3-14b", 40, 5120, (40, 8, 128), 17408, 151936, 40960), f"{_QWEN_3}Qwen3-14B"
+    ),
+    PublishedModel(
+        _gated(
+            "qwen3-30b-a3b",
+            48,
+            2048,
+            (32, 4, 128),
+            768,
+            151936,
+            40960,
+            experts=Experts(count=128, per_token=8, d_ff=768),
+        ),
+        f"{_QWEN_3}Qwen3-30B-A3B",
+    ),
+    PublishedModel(
+        _gated(
+            "mixtral-8x7b",
+            32,
+            4096,
+            (32, 8, 128),
+            14336,
+            32000,
+            32768,
+            experts=Experts(count=8, per_token=2, d_ff=14336),
+        ),
+        f"{_MIXTRAL}Mixtral-8x7B-v0.1",
     ),
     PublishedModel(
         _gated(

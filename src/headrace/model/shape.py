@@ -10,6 +10,36 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The feed-forward block of a mixture's layers: every token takes a few of many experts.
+
+    Raises:
+        ValueError: a token takes more experts than there are.
+
+    Attributes:
+        count: experts of a layer.
+        per_token: experts that a token goes through.
+        d_ff: inner width of one expert.
+        d_shared: inner width of the block that every token goes through besides; 0 without one.
+        dense_layers: layers that have no experts, but a block of the model's own ``d_ff``.
+    """
+
+    count: int
+    per_token: int
+    d_ff: int
+    d_shared: int = 0
+    dense_layers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.per_token <= self.count:
+            raise ValueError(f"{self.per_token} experts a token of {self.count}")
+
+    def narrowed(self, factor: int) -> Experts:
+        """Return experts that are so many times narrower."""
+        return replace(self, d_ff=self.d_ff // factor, d_shared=self.d_shared // factor)
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """Widths of a decoder-only transformer.
 
@@ -23,7 +53,7 @@ class ModelShape:
         num_heads: query heads.
         num_kv_heads: key and value heads.
         head_dim: width of one head.
-        d_ff: inner width of the feed-forward block (of one expert).
+        d_ff: inner width of the feed-forward block (of one expert, where all layers have experts).
         gated_ff: whether the feed-forward block has a gate (three matrices, not two).
         vocab_size: rows of the embedding.
         tied_embeddings: whether the head shares the embedding's weights.
@@ -38,6 +68,7 @@ class ModelShape:
             parallelism); 1 where each device brings in the whole.
         embedding_on_host: whether the embedding's table stays in host memory, where the device
             reads the rows of its tokens by itself.
+        experts: those of a mixture of experts, or None.
     """
 
     name: str
@@ -58,6 +89,7 @@ class ModelShape:
     kv_widths: tuple[tuple[int, int], ...] = ()
     activation_parts: int = 1
     embedding_on_host: bool = False
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         if self.kv_widths and len(self.kv_widths) != self.num_layers:
@@ -72,7 +104,9 @@ class ModelShape:
     def kind(self) -> str:
         """What a layer's time depends on besides its widths of K/V, as a short word."""
         gate = "gated" if self.gated_ff else ""
-        return f"{self.num_heads}x{self.head_dim}x{self.d_ff}{gate}"
+        experts = self.experts
+        of = "" if experts is None else f"of{experts.per_token}in{experts.count}x{experts.d_ff}"
+        return f"{self.num_heads}x{self.head_dim}x{self.d_ff}{gate}{of}"
 
     @property
     def dtype_bytes(self) -> int:
@@ -103,6 +137,7 @@ class ModelShape:
             num_heads=self.num_heads // factor,
             num_kv_heads=self.num_kv_heads // factor,
             d_ff=self.d_ff // factor,
+            experts=self.experts and self.experts.narrowed(factor),
         )
 
     @cached_property

@@ -13,6 +13,7 @@ from headrace.model.cost import (
     head_weight_bytes,
     kv_bytes_per_token,
     layer_dense_flops,
+    layer_read_bytes,
     layer_weight_bytes,
     rebuild_flops_per_token,
     rebuild_weight_bytes,
@@ -41,7 +42,7 @@ class _LayerCosts:
     """What a layer's operations cost, for one token, row or query token each."""
 
     dense_flops: int
-    dense_bytes: int
+    weight_bytes: int
     kv_bytes: int
     rebuild_flops: int
     rebuild_bytes: int
@@ -56,7 +57,7 @@ def _costs(shape: ModelShape, q_len: int) -> _LayerCosts:
     kv_bytes = kv_bytes_per_token(shape)
     return _LayerCosts(
         dense_flops=layer_dense_flops(shape, q_len),
-        dense_bytes=layer_weight_bytes(shape),
+        weight_bytes=layer_weight_bytes(shape),
         kv_bytes=kv_bytes,
         rebuild_flops=rebuild_flops_per_token(shape),
         rebuild_bytes=kv_bytes + activation_bytes_per_token(shape),
@@ -113,7 +114,7 @@ class StepBuilder:
         )
 
     def _weights_turn(self, layer: int, batches: Sequence[BatchWork]) -> Turn:
-        size_bytes = _costs(self._shape.layers[layer], self._q_len).dense_bytes
+        size_bytes = _costs(self._shape.layers[layer], self._q_len).weight_bytes
         granules = [granule for batch in batches for granule in batch.granules[layer]]
         loads = [granule.link_bytes for granule in granules if granule.kind != "resident"]
         return Turn(layer, self._order.weight_bytes(layer, size_bytes), loads)
@@ -159,7 +160,7 @@ class StepBuilder:
             Kind.DENSE,
             Lane.COMPUTE,
             layer,
-            memory_bytes=self._costs.dense_bytes,
+            memory_bytes=layer_read_bytes(self._shape.layers[layer], rows * self._q_len),
             flops=rows * self._costs.dense_flops,
             tokens=rows * self._q_len,
             fixed_s=self._order.communication_s * rows / self._all_rows,

@@ -12,7 +12,7 @@ from headrace.model.cost import (
     head_weight_bytes,
     kv_bytes_per_token,
     layer_dense_flops,
-    layer_weight_bytes,
+    layer_read_bytes,
     rebuild_flops_per_token,
 )
 from headrace.model.shape import LayerGroup, ModelShape
@@ -120,7 +120,7 @@ class DeviceTime:
                 "",
                 group.layers * self._work.passes,
                 layer_dense_flops(group.shape, 1) * self._rows,
-                layer_weight_bytes(group.shape),
+                layer_read_bytes(group.shape, self._rows),
                 self._gemm_flops_per_s,
                 self._dense_bytes_per_s,
             )

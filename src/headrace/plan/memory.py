@@ -9,6 +9,7 @@ from __future__ import annotations
 from headrace.model.cost import (
     activation_bytes_per_token,
     all_layers_weight_bytes,
+    feed_forward_width,
     host_embedding_bytes,
     kv_bytes_per_token,
     model_weight_bytes,
@@ -120,8 +121,7 @@ def hidden_bytes_per_token(shape: ModelShape) -> int:
     width = shape.num_heads * max_head_dim(shape)
     d_kv = max(group.shape.d_kv for group in shape.all_groups)
     held = 5 * shape.d_model + 2 * d_kv
-    feed_forward = (3 if shape.gated_ff else 2) * shape.d_ff
-    return shape.dtype_bytes * (held + max(2 * width, feed_forward))
+    return shape.dtype_bytes * (held + max(2 * width, feed_forward_width(shape)))
 
 
 def max_head_dim(shape: ModelShape) -> int:

@@ -184,17 +184,21 @@ def shard(shape: ModelShape, gpus: int) -> ModelShape:
     """
     widths = shape.kv_widths or ((shape.num_kv_heads, shape.head_dim),)
     uneven = [heads for heads, _ in widths if heads % gpus and gpus % heads]
-    if shape.num_heads % gpus or shape.d_ff % gpus or uneven:
+    experts = shape.experts
+    inner = [shape.d_ff] if experts is None else [shape.d_ff, experts.d_ff, experts.d_shared]
+    if shape.num_heads % gpus or any(width % gpus for width in inner) or uneven:
         raise ConfigurationError(
             f"{shape.name} has {shape.num_heads} query heads, {shape.num_kv_heads} key/value heads "
-            f"and a feed-forward width of {shape.d_ff}, which {gpus} GPUs cannot share evenly; "
-            "use a number of GPUs that divides them, or parallel 'data'"
+            f"and a feed-forward width of {' or '.join(map(str, sorted({*inner} - {0})))}, which "
+            f"{gpus} GPUs cannot share evenly; use a number of GPUs that divides them, or "
+            "parallel 'data'"
         )
     return replace(
         shape,
         num_heads=shape.num_heads // gpus,
         num_kv_heads=max(1, shape.num_kv_heads // gpus),
         d_ff=shape.d_ff // gpus,
+        experts=experts and experts.narrowed(gpus),
         vocab_size=-(-shape.vocab_size // gpus),
         kv_widths=tuple((max(1, heads // gpus), width) for heads, width in shape.kv_widths),
     )

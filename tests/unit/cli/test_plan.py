@@ -148,3 +148,9 @@ def test_notes_are_in_the_head(capsys):
     text = capsys.readouterr().out
     assert "more than the machine has; 16.0 GiB count" in text
     assert "Objective throughput: of up to 4 rows at once" in text
+
+
+def test_a_mixture_says_what_a_step_reads():
+    text = text_of(found(model="mixtral-8x7b", rows=1, gpu=None))
+    assert "A mixture: a token takes 2 of 8 experts. If all are as likely, a step reads " in text
+    assert "A mixture: a token" not in text_of(found())

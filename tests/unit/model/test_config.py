@@ -3,6 +3,7 @@ import pytest
 from headrace.errors import UnsupportedModelError
 from headrace.model.config import from_config
 from headrace.model.published import published_shape
+from headrace.model.shape import Experts
 
 LLAMA_3_8B = {
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -122,7 +123,8 @@ def test_text_config_counts():
             {"layer_types": ["linear_attention", "full_attention"]},
             "layers of type linear_attention",
         ),
-        ({"num_local_experts": 8}, "mixture of experts"),
+        ({"num_local_experts": 8}, r"mixture of experts \(num_local_experts\) of a type that"),
+        ({"mamba_d_state": 16}, "state-space layers"),
         ({"kv_lora_rank": 512}, "latent attention"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
     ],
@@ -132,3 +134,73 @@ def test_what_is_not_served_is_said_in_one_line(change, message):
         from_config({**LLAMA_3_8B, **change}, "mine")
     assert "mine (model_type 'llama')" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+MIXTRAL_8X7B = {
+    **LLAMA_3_8B, "model_type": "mixtral", "vocab_size": 32000, "max_position_embeddings": 32768,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None,
+}  # fmt: skip
+QWEN3_30B_A3B = {
+    **QWEN3_8B, "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48,
+    "num_key_value_heads": 4, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [(MIXTRAL_8X7B, "mixtral-8x7b"), (QWEN3_30B_A3B, "qwen3-30b-a3b")]
+)
+def test_configurations_of_published_mixtures(config, name):
+    assert from_config(config, name) == published_shape(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "dense_layers"),
+    [
+        ({"mlp_only_layers": [0, 3]}, 2),
+        ({"decoder_sparse_step": 2}, 24),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [0, 1]}, 25),
+        ({"model_type": "glm4_moe", "first_k_dense_replace": 3}, 3),
+        ({"mlp_layer_types": ["dense"] + ["sparse"] * 47}, 1),
+        ({"mlp_layer_types": ["dense"] + ["sparse"] * 47, "num_hidden_layers": 1}, 1),
+    ],
+)
+def test_layers_without_experts(change, dense_layers):
+    shape = from_config({**QWEN3_30B_A3B, **change})
+    assert shape.experts == Experts(128, 8, 768, 0, dense_layers)
+    assert shape.d_ff == 6144
+
+
+@pytest.mark.parametrize(
+    ("change", "width"),
+    [
+        ({"shared_expert_intermediate_size": 5632}, 5632),
+        ({"shared_expert_intermediate_size": 0}, 0),
+        ({"n_shared_experts": 2}, 2 * 768),
+        ({"num_shared_experts": 0}, 0),
+    ],
+)
+def test_what_every_token_goes_through(change, width):
+    assert from_config({**QWEN3_30B_A3B, **change}).experts.d_shared == width
+
+
+@pytest.mark.parametrize("count", [0, 1, None])
+def test_a_single_expert_is_no_mixture(count):
+    shape = from_config({**LLAMA_3_8B, "num_local_experts": count})
+    assert shape == from_config(LLAMA_3_8B)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts_per_tok": None}, "does not give num_experts_per_tok or moe_k"),
+        ({"num_experts_per_tok": 129}, "has 129 experts a token, and only 128 experts"),
+        ({"moe_intermediate_size": 0}, "has moe_intermediate_size = 0"),
+        ({"num_experts": "many"}, "has num_experts = 'many'"),
+        ({"n_shared_experts": -1}, "has n_shared_experts = -1; allowed are whole numbers from 0"),
+        ({"model_type": "gpt_oss"}, "has attention sinks"),
+    ],
+)
+def test_experts_that_cannot_be(change, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        from_config({**QWEN3_30B_A3B, **change})

@@ -112,14 +112,14 @@ def test_a_workload_stands_for_its_cases_and_each_runs_once():
     assert gpu_check.expanded([]) == []
 
 
-@pytest.mark.parametrize("kind", gpu_check.ARCHITECTURES)
+@pytest.mark.parametrize("kind", [*gpu_check.ARCHITECTURES, *gpu_check.MIXTURES])
 def test_small_models_of_every_architecture_are_built(pretended, kind):
     model = gpu_check.tiny_model(kind, torch.bfloat16)
     assert model.config.model_type == kind
     assert gpu_check.vocab_size_of(model) == 1000
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    for name, setting in gpu_check.ARCHITECTURES[kind].items():
+    for name, setting in {**gpu_check.ARCHITECTURES, **gpu_check.MIXTURES}[kind].items():
         assert getattr(model.config, name) == setting
 
 
