@@ -78,6 +78,11 @@ class Sizes:
         )
         return replace(shape, vocab_size=_SLICE_VOCAB) if self.is_slice else shape
 
+    @property
+    def prompt_parts(self) -> int:
+        """Parts of all prompts, where they are as short as they may be."""
+        return self.rows * -(-self.prompt_len // _LEAST_PROMPT)
+
     def kv_bytes(self, steps: int) -> int:
         """Return the bytes of all keys and values after some steps."""
         shape = self.shape
@@ -150,8 +155,8 @@ class Limits:
             layer_dense_flops(shape, tokens) + attention_flops(shape, tokens, sizes.prompt_len // 2)
         )
         of_stream = _MEAN_STEP * steps * step_s
-        # All weights pass for prompts, too: once a run, and for each row where room is short.
-        passes = self.runs + sizes.rows - 1
+        # All weights pass for prompts, too: once a run, and for each part where room is short.
+        passes = self.runs + sizes.prompt_parts - 1
         of_prompts = passes * streamed / self.link_bytes_per_s
         case_s = self.runs * (2 * flops / self.gemm_flops_per_s + of_stream) + of_prompts
         if case_s > self.case_s:
@@ -252,8 +257,11 @@ def fit(case: Case, dtype: str, limits: Limits, steps: int, most: Most | None = 
 
 
 def _helps_little(sizes: Sizes, smaller: Sizes, case: Case, steps: int) -> bool:
-    """Return whether fewer or shorter rows save little: few share weights that take long."""
-    if smaller.narrow != sizes.narrow or smaller.layers != sizes.layers:
+    """Return whether fewer rows save little: few share weights that take long.
+
+    Shorter prompts have fewer parts, each of which waits for the weights.
+    """
+    if replace(smaller, rows=sizes.rows) != sizes:
         return False
     streamed = weights_share(case, sizes.dtype) * all_layers_weight_bytes(sizes.shape)
     return sizes.rows <= _LEAST_ROWS and sizes.kv_bytes(steps) < _MINOR * streamed

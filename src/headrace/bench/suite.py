@@ -37,8 +37,8 @@ _CPU_LAYERS = 2
 _CPU_STEPS, _CPU_RESIDENT_STEPS = 3, 6
 """Steps of a turn on a CPU; where nothing waits for the link they are short, and vary more."""
 
-_LONG_STEP_S, _LONG_STEPS = 0.25, 2
-"""Where an emulated link takes so long, steps differ by little, and so many of a turn suffice."""
+_ENOUGH_STEPS = ((1.0, 1), (0.25, 2))
+"""Where an emulated link takes so many seconds, steps differ by little: so many of a turn suffice."""
 
 _FIRST_STEPS = 3
 _ALTERNATING_SHARE = 0.5
@@ -199,9 +199,10 @@ def run_case(
 def _with_enough_steps(measuring: MeasureOptions, foreseen: Sequence[Foreseen]) -> MeasureOptions:
     """Return how much is measured where a link is emulated: fewer steps where all are long."""
     least_s = min((one.predicted_step_s for one in foreseen if not one.reason), default=0.0)
-    if least_s < _LONG_STEP_S:
+    enough = next((steps for long_s, steps in _ENOUGH_STEPS if least_s >= long_s), None)
+    if enough is None:
         return measuring
-    return replace(measuring, steps_per_round=min(measuring.steps_per_round, _LONG_STEPS))
+    return replace(measuring, steps_per_round=min(measuring.steps_per_round, enough))
 
 
 def _as_asked(case: Case, options: SuiteOptions) -> Case:

@@ -69,8 +69,8 @@ def test_rows_stay_where_it_is_the_weights_that_take_long():
     limits = Limits(64 * GIB, None, link_bytes_per_s=1e6, gemm_flops_per_s=1e18)
     fitted = fit(CASES["weights-llama-3-70b"], "bfloat16", limits, 17, Most(layers=2))
     assert fitted.sizes.narrow == 8
-    # Each of many rows' prompts waits for the weights, too; four are as few as it takes.
-    assert (fitted.sizes.rows, fitted.sizes.prompt_len) == (4, 1024)
+    # Each part of many rows' prompts waits for the weights, too; four are as few as it takes.
+    assert (fitted.sizes.rows, fitted.sizes.prompt_len) == (4, 256)
 
 
 def test_limits_that_nothing_can_keep_end_at_the_least():

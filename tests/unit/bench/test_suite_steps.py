@@ -12,6 +12,7 @@ def foreseen(*steps_s: float) -> list[Foreseen]:
 
 def test_where_all_steps_are_long_fewer_are_taken():
     assert _with_enough_steps(USUAL, foreseen(0.3, 1.1)).steps_per_round == 2
+    assert _with_enough_steps(USUAL, foreseen(1.0, 4.1)).steps_per_round == 1
     one = MeasureOptions(rounds=2, steps_per_round=1)
     assert _with_enough_steps(one, foreseen(0.3)).steps_per_round == 1
 
