@@ -38,7 +38,7 @@ _CPU_STEPS, _CPU_RESIDENT_STEPS = 3, 6
 """Steps of a turn on a CPU; where nothing waits for the link they are short, and vary more."""
 
 _ENOUGH_STEPS = ((1.0, 1), (0.25, 2))
-"""Where an emulated link takes so many seconds, steps differ by little: so many of a turn suffice."""
+"""Steps that an emulated link makes so long differ by little: so many of a turn suffice."""
 
 _FIRST_STEPS = 3
 _ALTERNATING_SHARE = 0.5
