@@ -6,7 +6,7 @@ shape has bfloat16, in which they are commonly run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.errors import ConfigurationError
 from headrace.model.shape import Experts, ModelShape
@@ -45,15 +45,28 @@ def _gated(
     sliding_window: int | None = None,
     windowed_layers: int = 0,
     dtype: str = "bfloat16",
-    experts: Experts | None = None,
 ) -> ModelShape:
     """Return a shape with a gated feed-forward block. Heads: of queries, of K/V, width of one."""
     return ModelShape(
         name, num_layers, d_model, *heads, d_ff,
         gated_ff=True, vocab_size=vocab_size, tied_embeddings=tied_embeddings,
         max_context=max_context, sliding_window=sliding_window, windowed_layers=windowed_layers,
-        dtype=dtype, experts=experts,
+        dtype=dtype,
     )  # fmt: skip
+
+
+def _mixture(
+    name: str,
+    num_layers: int,
+    d_model: int,
+    heads: tuple[int, int, int],
+    experts: Experts,
+    vocab_size: int,
+    max_context: int,
+) -> ModelShape:
+    """Return a shape all of whose layers have experts. Heads: as of ``_gated``."""
+    dense = _gated(name, num_layers, d_model, heads, experts.d_ff, vocab_size, max_context)
+    return replace(dense, experts=experts)
 
 
 _OPT = "Zhang et al. 2022, OPT (arXiv 2205.01068), table 1; model card facebook/"
@@ -97,29 +110,11 @@ _PUBLISHED = (
         _gated("qwen3-14b", 40, 5120, (40, 8, 128), 17408, 151936, 40960), f"{_QWEN_3}Qwen3-14B"
     ),
     PublishedModel(
-        _gated(
-            "qwen3-30b-a3b",
-            48,
-            2048,
-            (32, 4, 128),
-            768,
-            151936,
-            40960,
-            experts=Experts(count=128, per_token=8, d_ff=768),
-        ),
+        _mixture("qwen3-30b-a3b", 48, 2048, (32, 4, 128), Experts(128, 8, 768), 151936, 40960),
         f"{_QWEN_3}Qwen3-30B-A3B",
     ),
     PublishedModel(
-        _gated(
-            "mixtral-8x7b",
-            32,
-            4096,
-            (32, 8, 128),
-            14336,
-            32000,
-            32768,
-            experts=Experts(count=8, per_token=2, d_ff=14336),
-        ),
+        _mixture("mixtral-8x7b", 32, 4096, (32, 8, 128), Experts(8, 2, 14336), 32000, 32768),
         f"{_MIXTRAL}Mixtral-8x7B-v0.1",
     ),
     PublishedModel(
